@@ -1,0 +1,42 @@
+# make run: the page on 127.0.0.1:7860.  make test: everything that CI runs.  Both set up all they need.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint weights train browser clean
+
+run: .venv/run weights
+	$(BIN)/python app.py
+
+weights: .venv/run
+	$(BIN)/python -m vlm.text_weights
+
+test: .venv/dev weights browser
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+# Trains the embedded model from nothing (hours on two cores); resumes where it was stopped. See training/README.md.
+train: .venv/dev weights
+	$(BIN)/python -m training.train_tower
+	$(BIN)/python -m training.train_lm
+	$(BIN)/python -m training.export
+
+.venv/run: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -r requirements.txt
+	touch $@
+
+.venv/dev: requirements-dev.txt .venv/run
+	$(BIN)/python -m pip install -q -r requirements-dev.txt
+	touch $@
+
+# Playwright drives Debian's chromium; it is installed where the machine has none.
+SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+		($(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core)
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,171 @@
+"""TrimLens: which image patches does a vision-language model need? This file wires the page, nothing else."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import gradio as gr
+
+from pruning.kernels import warm_up
+from pruning.registry import METHODS, SCORERS
+from viz import overlay, studio
+from vlm.embedded import NAME
+from vlm.errors import UserError
+from vlm.open import MODELS, open_vlm
+
+HERE = Path(__file__).resolve().parent
+IMAGES = HERE / "assets" / "images"
+EXAMPLES = json.loads((IMAGES / "examples.json").read_text())
+SUGGESTIONS = ("What is in the picture?", "How many objects are there?", "What is at the top left?", "Is there a cat?")
+INTRO = """# TrimLens
+Which image patches does a vision-language model really need? Choose a picture, ask, and drag the slider: the patches are cut
+as you drag. Let go, and the running model answers twice, with all patches and with the kept ones, every step timed."""
+ABOUT = """
+**What you see.** The vision tower turns the picture into visual tokens, one per 28 x 28 pixels. A pruning method orders them
+before the language model runs; only the first *K* are handed over, at their original positions (M-RoPE). Fewer tokens make the
+prefill shorter and the KV cache smaller; the vision tower costs the same either way.
+
+**IDPruner** picks greedily by Maximal Marginal Relevance: lambda x importance - (1 - lambda) x similarity to the nearest patch
+already kept. Lambda 1 is importance alone, lambda 0 is diversity alone. The order does not depend on *K*, so the slider is a cut.
+
+**TrimLens-150M** was made by this project (SmolLM2-135M-Instruct and a small vision tower in the Qwen2.5-VL class). It knows
+pictograms, coloured shapes, how many there are and where; on photographs it guesses. Qwen2.5-VL is one click away where the hub
+can be reached and the memory suffices.
+
+**Times** are measured once per answer on the machine that runs this page, nothing is simulated. Rankings and answers are cached
+by content, so a second look at the same setting shows the times of the first.
+"""
+CUT = "(percent) => window.trimlens ? window.trimlens.cut(percent) : null"
+KEEP = "(count) => window.trimlens ? window.trimlens.keep(count) : 75"
+
+
+class Upload(gr.Image):
+    """A picture as the path of the uploaded file: decoding, and every complaint about it, is TrimLens's."""
+
+    def preprocess(self, payload):
+        """The path, untouched."""
+        return payload.path if payload else None
+
+
+def build_demo() -> gr.Blocks:
+    """The page; nothing is loaded or launched here."""
+    with gr.Blocks(title="TrimLens", analytics_enabled=False) as demo:
+        gr.Markdown(INTRO)
+        with gr.Row():
+            with gr.Column(scale=4, min_width=320):
+                image = Upload(
+                    str(IMAGES / EXAMPLES[0][0]),
+                    label="Picture",
+                    type="filepath",
+                    sources=["upload", "clipboard", "webcam"],
+                    height=260,
+                    elem_id="picture",
+                )
+                question = gr.Textbox(EXAMPLES[0][1], label="Question", lines=1, max_lines=4, elem_id="question")
+                gr.Examples([[text] for text in SUGGESTIONS], [question], label="Suggestions", elem_id="suggestions")
+                with gr.Row():
+                    method = gr.Dropdown(
+                        [(m.label, key) for key, m in studio.PRUNERS.items()], value="idpruner", label="Pruning method"
+                    )
+                    scorer = gr.Dropdown(
+                        [(s.label, key) for key, s in SCORERS.items()],
+                        value=METHODS["idpruner"].scorer.key,
+                        label="Importance",
+                    )
+                lam = gr.Slider(0, 1, 0.5, step=0.05, label="Lambda: diversity (0) to importance (1)", elem_id="lambda")
+                model = gr.Dropdown(list(MODELS), value=NAME, label="Model")
+            with gr.Column(scale=6, min_width=320):
+                with gr.Row(equal_height=True):
+                    percent = gr.Slider(0, 98, 75, step=1, label="Prune (%)", scale=4, elem_id="prune")
+                    tokens = gr.Number(label="Patches kept", precision=0, minimum=1, scale=1, min_width=110, elem_id="tokens")
+                patches = overlay.component()
+                with gr.Row():
+                    go = gr.Button("Answer", variant="primary", elem_id="go")
+                    stop = gr.Button("Cancel", elem_id="stop")
+        problem = gr.HTML(elem_id="notice")
+        panel = gr.HTML(studio.answers.comparison(None, None, ""), elem_id="answers")
+        gr.Examples(
+            [[str(IMAGES / name), text] for name, text in EXAMPLES],
+            [image, question],
+            label="Examples (drawn by this project)",
+            elem_id="examples",
+        )
+        with gr.Accordion("What am I looking at?", open=False):
+            gr.Markdown(ABOUT)
+
+        controls = [model, image, question, method, scorer, lam]
+
+        def look(*values):
+            payload, complaint = studio.look(studio.Ask(*values))
+            return (payload if payload else gr.skip()), complaint
+
+        def compare(*values):
+            yield from studio.compare(studio.Ask(*values[:-1]), values[-1])
+
+        def options(key):
+            chosen = METHODS[key]
+            return gr.update(interactive=chosen.takes_lambda), gr.update(interactive=chosen.takes_scorer)
+
+        model_queue = {"concurrency_id": "model", "concurrency_limit": 1}
+        answering = {
+            "fn": compare,
+            "inputs": [*controls, percent],
+            "outputs": [panel, problem],
+            "show_progress": "hidden",
+            "api_visibility": "private",
+            **model_queue,
+        }
+        percent.input(None, percent, tokens, js=CUT, api_visibility="private")
+        tokens.input(None, tokens, percent, js=KEEP, api_visibility="private")
+        method.change(options, method, [lam, scorer], queue=False, show_progress="hidden", api_visibility="private")
+        released = gr.on([percent.release, tokens.submit], trigger_mode="always_last", **answering)
+        changed = [image.change, question.submit, method.change, scorer.change, lam.release, model.change, go.click, demo.load]
+        looked = gr.on(
+            changed,
+            look,
+            controls,
+            [patches, problem],
+            trigger_mode="always_last",
+            show_progress="minimal",
+            show_progress_on=patches,
+            cancels=[released],
+            api_visibility="private",
+            **model_queue,
+        )
+        cut = looked.then(None, percent, tokens, js=CUT, api_visibility="private")
+        answered = cut.then(**answering)
+        gr.on(changed[:-1], None, cancels=[answered], api_visibility="private")
+        stop.click(None, cancels=[released, answered], api_visibility="private")
+    return demo
+
+
+def open_in_background() -> threading.Thread:
+    """Opens the embedded model and compiles the selection kernel while the page is already served."""
+
+    def work() -> None:
+        try:
+            open_vlm(NAME)
+        except UserError as error:
+            print(f"  {error}", flush=True)
+        warm_up()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def main() -> None:
+    """Serves on GRADIO_SERVER_NAME:GRADIO_SERVER_PORT, by default 127.0.0.1:7860."""
+    open_in_background()
+    build_demo().queue(max_size=32).launch(
+        server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
+        theme=gr.themes.Soft(),
+        css_paths=[HERE / "viz" / "answers.css"],
+        max_file_size="30mb",
+        footer_links=["api", "gradio", "settings"],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""``python -m bench.accuracy --limit 400``: how many held-out questions the embedded model answers rightly, with its image and blind.
+
+Scenes come from a seed that no training ever used; kinds take turns, so that each has an equal share; sizes are drawn as in
+training. The blind model gets the same question with a mean-grey image of the same size. Ends with one JSON line.
+"""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+from PIL import Image
+
+from pruning.registry import METHODS, get_method
+from training import questions, world
+from vlm.embedded import NAME
+from vlm.model import Vlm, last
+from vlm.open import open_vlm
+
+HELD_OUT_SEED = 20261
+GREY = (122, 117, 104)
+BOOTSTRAPS = 2000
+
+
+def held_out(limit: int, seed: int = HELD_OUT_SEED) -> list[tuple[Image.Image, questions.Question]]:
+    """``limit`` (picture, question) pairs, one scene each."""
+    pairs, index = [], 0
+    while len(pairs) < limit:
+        rng = world.rng_for(seed, index)
+        index += 1
+        size = world.SIZES[rng.choice(len(world.SIZES), p=np.array(world.SIZE_WEIGHTS) / sum(world.SIZE_WEIGHTS))]
+        scene = world.draw(rng, size)
+        question = questions.ask(rng, scene, questions.KINDS[len(pairs) % len(questions.KINDS)])
+        if question:
+            pairs.append((Image.fromarray(scene.image), question))
+    return pairs
+
+
+def answer(vlm: Vlm, picture: Image.Image, question: str, method: str, prune: float) -> str:
+    """The model's answer through the code that the page runs."""
+    image = vlm.encode(picture)
+    rankings = None if method == "none" else [vlm.rank(image, question, get_method(method))]
+    return last(vlm.answer([image], question, rankings, prune, max_new_tokens=40)).text
+
+
+def interval(right: list[bool], seed: int = 0) -> list[float]:
+    """Bootstrap 95% interval of the share of true values."""
+    draws = np.random.default_rng(seed).choice(np.array(right, float), (BOOTSTRAPS, len(right))).mean(1)
+    return [round(float(q), 4) for q in np.quantile(draws, (0.025, 0.975))]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs both, prints a table by kind and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--limit", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=HELD_OUT_SEED)
+    parser.add_argument("--method", default="none", choices=list(METHODS))
+    parser.add_argument("--prune", type=float, default=0.0)
+    parser.add_argument("--show", type=int, default=0, help="print this many questions with their answers")
+    arguments = parser.parse_args(argv)
+    vlm = open_vlm(NAME)
+    seeing, blind = [], []
+    pairs = held_out(arguments.limit, arguments.seed)
+    for number, (picture, question) in enumerate(pairs, 1):
+        text = answer(vlm, picture, question.text, arguments.method, arguments.prune)
+        blank = answer(vlm, Image.new("RGB", picture.size, GREY), question.text, "none", 0.0)
+        seeing.append(questions.is_right(question, text))
+        blind.append(questions.is_right(question, blank))
+        if number <= arguments.show:
+            print(f"{'ok ' if seeing[-1] else 'BAD'} {question.kind:6} {question.text} -> {text} [{question.answer}] blank: {blank}")
+        if number % 50 == 0:
+            print(f"  {number} of {len(pairs)}: {np.mean(seeing):.3f}, blank {np.mean(blind):.3f}", file=sys.stderr, flush=True)
+    for kind in questions.KINDS:
+        chosen = [i for i, (_, question) in enumerate(pairs) if question.kind == kind]
+        if chosen:
+            a, b = np.mean([seeing[i] for i in chosen]), np.mean([blind[i] for i in chosen])
+            print(f"{kind:6} {a:6.1%}   blank {b:6.1%}   ({len(chosen)} questions)")
+    print(
+        json.dumps(
+            {
+                "accuracy": round(float(np.mean(seeing)), 4),
+                "blank_accuracy": round(float(np.mean(blind)), 4),
+                "n": len(pairs),
+                "seed": arguments.seed,
+                "interval": interval(seeing),
+                "blank_interval": interval(blind),
+                "method": arguments.method,
+                "prune": arguments.prune,
+            }
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""How fast is the exact MMR kernel, and is it exact?
+
+    python -m bench.selection [--quick] [--dim 576] [--repeats 5]
+
+One thread throughout: BLAS threads wait for each other on a shared machine, which slowed the reference
+tenfold in a trial, to the kernel's false credit. Each timed function starts from the features, so making
+unit vectors and similarities is inside every number. Two opponents: the plain numpy loop of the definition,
+and the stronger gemm loop (the whole N x N matrix in one product, then K steps), the form AngelSlim ships.
+K = N / 4, lambda 0.5, clustered features with duplicates, made by program: not the tokens of a real model.
+Ends with one JSON line; exit code 1 when an order differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+import numpy as np
+import torch
+
+from bench.timing import measure
+from pruning.kernels import mmr_order, mmr_reference, unit_rows, warm_up
+from pruning.scorers import NegCosMean
+from pruning.tokens import VisualTokens
+
+SIZES = (256, 1024, 2691)
+LAMBDAS = (0.0, 0.3, 0.5, 0.7, 1.0)
+
+
+def mmr_gemm_loop(units: np.ndarray, importance: np.ndarray, lam: float, k: int) -> np.ndarray:
+    """MMR from a float32 N x N cosine matrix and K torch steps; equal to the definition up to rounding."""
+    rows = torch.from_numpy(units)
+    similarity = rows @ rows.T
+    relevance = lam * torch.from_numpy(importance)
+    best = int(torch.from_numpy(importance).argmax())
+    order = [best]
+    closest = similarity[best].clone()
+    relevance[best] = -torch.inf
+    for _ in range(k - 1):
+        best = (relevance - (1 - lam) * closest).argmax().item()
+        order.append(best)
+        relevance[best] = -torch.inf
+        torch.maximum(closest, similarity[best], out=closest)
+    return np.array(order)
+
+
+def clustered(n: int, dim: int, seed: int = 0) -> torch.Tensor:
+    """[n, dim] like visual tokens: a common direction (cosines near 0.3), clusters, 5% exact duplicates."""
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(max(4, n // 40), dim, generator=g)
+    member = torch.randint(len(centres), (n,), generator=g)
+    common = torch.randn(1, dim, generator=g)
+    x = 0.85 * common + 0.7 * centres[member] + 0.85 * torch.randn(n, dim, generator=g)
+    x[n // 2 : n // 2 + n // 20] = x[: n // 20]
+    return x
+
+
+def importance_of(features: torch.Tensor) -> np.ndarray:
+    return NegCosMean()(VisualTokens(features, (1, len(features))))
+
+
+def hard_cases(n: int, dim: int) -> dict[str, tuple[torch.Tensor, np.ndarray]]:
+    """Features and importance where ties, duplicates and zero rows abound."""
+    g = torch.Generator().manual_seed(1)
+    noise = torch.randn(n, dim, generator=g)
+    real = clustered(n, dim)
+    holes = real.clone()
+    holes[::7] = 0.0
+    return {
+        "clustered": (real, importance_of(real)),
+        "random": (noise, importance_of(noise)),
+        "each token three times": (noise[torch.arange(n) // 3], importance_of(noise[torch.arange(n) // 3])),
+        "constant importance": (real, np.zeros(n, np.float32)),
+        "all features equal": (noise[:1].repeat(n, 1), importance_of(noise)),
+        "zero rows": (holes, importance_of(holes)),
+        "signs only": (noise.sign(), np.round(importance_of(noise), 1)),
+    }
+
+
+def check_exact(n: int, dim: int) -> bool:
+    """Compare full orders of the kernel in use and the reference on every hard case and lambda."""
+    exact = True
+    for name, (features, importance) in hard_cases(n, dim).items():
+        units = unit_rows(features)
+        for lam in LAMBDAS:
+            fast, slow = mmr_order(units, importance, lam), mmr_reference(units, importance, lam)
+            if not np.array_equal(fast, slow):
+                exact = False
+                print(f"NOT EXACT: {name}, lambda {lam}: {int((fast != slow).sum())} of {n} places differ")
+    return exact
+
+
+def time_size(n: int, dim: int, repeats: int) -> tuple[float, float]:
+    """Print one table row; return the ratios reference / fast and gemm loop / fast."""
+    features = clustered(n, dim)
+    importance = importance_of(features)
+    k = n // 4
+    kernels = {"fast": mmr_order, "reference": mmr_reference, "gemm": mmr_gemm_loop}
+    runs = {name: (lambda f=f: f(unit_rows(features), importance, 0.5, k)) for name, f in kernels.items()}
+    t = measure(runs, repeats=repeats, warmup=1)
+    cells = [f"{1e3 * v.median:9.2f} [{1e3 * v.q1:.2f}, {1e3 * v.q3:.2f}]".ljust(30) for v in t.values()]
+    ratios = t["reference"].median / t["fast"].median, t["gemm"].median / t["fast"].median
+    print(f"{n:5d} {k:4d} {''.join(cells)} {ratios[0]:6.1f}x {ratios[1]:6.1f}x", flush=True)
+    return ratios
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repeats and a smaller exactness check")
+    parser.add_argument("--dim", type=int, default=576, help="feature width (3584 for Qwen2.5-VL-7B)")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+
+    if os.environ.get("OMP_NUM_THREADS") != "1" or os.environ.get("OPENBLAS_NUM_THREADS") != "1":
+        # BLAS reads these once, when numpy is imported, so only a fresh process can obey them.
+        os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        os.execv(sys.executable, [sys.executable, "-m", "bench.selection", *sys.argv[1:]])
+
+    print(warm_up())
+    print(
+        f"torch threads: {torch.get_num_threads()}, OMP_NUM_THREADS: {os.environ.get('OMP_NUM_THREADS')}, ",
+        end="",
+    )
+    print(f"load average: {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs, D = {args.dim}, lambda 0.5")
+    exact = check_exact(96 if args.quick else 400, args.dim)
+    print(f"same order as the definition in every case: {'yes' if exact else 'NO'}")
+    print("milliseconds, median [quartiles]; ratios against the reference and against the gemm loop")
+    print(f"{'N':>5} {'K':>4} {'fast':>9}{'':21} {'reference':>8}{'':21} {'gemm loop':>8}")
+    rows = {str(n): time_size(n, args.dim, 2 if args.quick else args.repeats) for n in SIZES}
+    result = {
+        "exact": exact,
+        "speedup": {n: round(row[0], 2) for n, row in rows.items()},
+        "speedup_vs_gemm_loop": {n: round(row[1], 2) for n, row in rows.items()},
+    }
+    print(json.dumps(result))
+    return 0 if exact else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

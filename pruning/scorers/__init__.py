@@ -1,0 +1,9 @@
+"""Importance scorers, one per file."""
+
+from pruning.scorers.base import Scorer
+from pruning.scorers.mean_query_attention import MeanQueryAttention
+from pruning.scorers.neg_cos_mean import NegCosMean
+from pruning.scorers.norm import Norm
+from pruning.scorers.relevance import Relevance
+
+__all__ = ["MeanQueryAttention", "NegCosMean", "Norm", "Relevance", "Scorer"]

@@ -1,0 +1,111 @@
+"""What goes into a pruning method and what comes out: ``VisualTokens`` in, ``Ranking`` out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class VisualTokens:
+    """The visual tokens of one image, as the language model will see them.
+
+    features: float32 [N, D], post-merger embeddings in raster order, CPU or GPU.
+    grid: (rows, cols) of the merged tokens, rows * cols == N.
+    question: floating [T, D], input embeddings of the question's tokens, or None.
+    attention: floating [N], mean-query attention each merged token receives in the vision tower's last
+    full-attention layer, or None.
+    Raises ValueError when a shape, type or value is wrong.
+    """
+
+    features: torch.Tensor
+    grid: tuple[int, int]
+    question: torch.Tensor | None = None
+    attention: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        x = self.features
+        if x.ndim != 2 or 0 in x.shape or x.dtype != torch.float32:
+            raise ValueError(f"features must be a non-empty float32 [N, D], got {x.dtype} {tuple(x.shape)}.")
+        n, dim = x.shape
+        rows, cols = self.grid
+        if rows < 1 or cols < 1 or rows * cols != n:
+            raise ValueError(f"grid {rows} x {cols} does not hold {n} tokens; pass the grid after merging.")
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError("features hold nan or inf; check the vision tower's output and its dtype.")
+        q = self.question
+        if q is not None and (q.ndim != 2 or len(q) == 0 or q.shape[1] != dim):
+            raise ValueError(f"question must be [T, {dim}] with T >= 1, got {tuple(q.shape)}.")
+        if self.attention is not None and tuple(self.attention.shape) != (n,):
+            raise ValueError(f"attention must be [{n}], got {tuple(self.attention.shape)}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """A full greedy order: the tokens kept at any budget K are its first K, so a budget is only a cut.
+
+    order: int64 [N], a permutation; importance: float32 [N] in [0, 1]; scoring_s, selection_s: seconds.
+    """
+
+    order: np.ndarray
+    importance: np.ndarray
+    scoring_s: float
+    selection_s: float
+    method: str
+
+    def __post_init__(self) -> None:
+        check_permutation(self.order, len(self.importance))
+
+    def keep(self, k: int) -> np.ndarray:
+        """The first ``k`` tokens in raster order, int64 [k]. Raises ValueError unless 1 <= k <= N."""
+        if not 1 <= k <= len(self.order):
+            raise ValueError(f"Cannot keep {k} of {len(self.order)} tokens; choose between 1 and all.")
+        return np.sort(self.order[:k])
+
+    def kept_mask(self, k: int) -> np.ndarray:
+        """Bool [N], true for the first ``k`` tokens."""
+        mask = np.zeros(len(self.order), dtype=bool)
+        mask[self.keep(k)] = True
+        return mask
+
+    @property
+    def rank(self) -> np.ndarray:
+        """Inverse permutation, int64 [N]: ``rank[i]`` is when token i was picked, 0 first."""
+        rank = np.empty_like(self.order)
+        rank[self.order] = np.arange(len(self.order))
+        return rank
+
+
+def check_permutation(order: np.ndarray, n: int) -> None:
+    """Raise ValueError unless ``order`` is an int64 permutation of 0..n-1."""
+    if order.shape != (n,) or order.dtype != np.int64 or not np.array_equal(np.sort(order), np.arange(n)):
+        raise ValueError(f"order must be an int64 permutation of {n} tokens; a selector is broken.")
+
+
+def keep_count(n: int, prune: float) -> int:
+    """How many of ``n`` tokens stay when the fraction ``prune`` goes; never less than one."""
+    if n < 1:
+        raise ValueError(f"There must be at least one token, got {n}.")
+    if not 0.0 <= prune < 1.0:
+        raise ValueError(f"The pruned fraction must be at least 0 and below 1 (0.75 drops 75%), got {prune}.")
+    return max(1, round(n * (1.0 - prune)))
+
+
+def normalise(importance: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Min-max to [0, 1]: [N] of any real type -> float32 [N]. A constant input gives zeros.
+
+    A spread within float32 rounding counts as constant, or noise would be stretched over the whole range.
+    Raises ValueError on nan or inf.
+    """
+    if isinstance(importance, torch.Tensor):
+        importance = importance.detach().double().cpu().numpy()
+    values = np.asarray(importance, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("importance holds nan or inf, so tokens cannot be ranked; check the scorer's input.")
+    low, high = values.min(), values.max()
+    spread = high - low
+    if spread <= 4 * np.finfo(np.float32).eps * max(abs(low), abs(high)):
+        return np.zeros(values.shape, dtype=np.float32)
+    return ((values - low) / spread).astype(np.float32)

@@ -1,0 +1,180 @@
+"""The training code: its tower is the library's tower, and its questions have the answers that they claim."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from tests.unit.tiny import assert_close, noise, tiny_model
+from training import icons, questions, tower, world
+from training.questions import Question, ask, is_right
+
+quick = settings(deadline=None, max_examples=30, derandomize=True)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(224, 336), (448, 224)])
+def test_the_training_forward_is_the_library_s_tower(model, height, width):
+    pictures = [noise(seed, width, height) for seed in range(2)]
+    batch = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
+    with torch.no_grad():
+        ours = tower.forward(model.model.visual, tower.normalise(batch))
+    inputs = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=10**6)(images=pictures, return_tensors="pt")
+    assert inputs["image_grid_thw"].tolist() == [[1, height // 14, width // 14]] * 2
+    with torch.no_grad():
+        library = model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+    assert ours.shape == (2, height // 28, width // 28, 64)
+    assert_close(ours.flatten(1, 2), torch.stack(list(library)), 1e-5, f"visual tokens at {height} x {width}")
+
+
+def test_the_training_forward_gives_gradients_to_every_parameter():
+    visual = tiny_model(1).model.visual
+    pictures = tower.normalise(torch.randint(0, 256, (1, 112, 224, 3), dtype=torch.uint8))
+    tower.forward(visual, pictures).square().mean().backward()
+    without = [name for name, p in visual.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
+    assert without == []
+
+
+def test_a_size_that_is_no_multiple_of_the_window_is_refused(model):
+    with pytest.raises(ValueError, match="multiples of 112 pixels a side, got 224 x 252"):
+        tower.forward(model.model.visual, torch.zeros(1, 3, 224, 252))
+
+
+def scene_of(seed: int) -> tuple[world.Scene, np.random.Generator]:
+    rng = world.rng_for(seed, 0)
+    return world.draw(rng, world.SIZES[seed % len(world.SIZES)]), rng
+
+
+@quick
+@given(seeds)
+def test_a_scene_follows_from_its_seed(seed):
+    (first, rng), (second, again) = scene_of(seed), scene_of(seed)
+    assert np.array_equal(first.image, second.image)
+    assert np.array_equal(first.labels, second.labels)
+    assert first.items == second.items
+    for kind in questions.KINDS:
+        assert ask(rng, first, kind) == ask(again, second, kind)
+
+
+def test_scenes_of_other_indexes_and_splits_differ():
+    images = [world.draw(world.rng_for(*key), (224, 224)).image for key in ((0, 0), (0, 1), (1, 0))]
+    assert not any(np.array_equal(a, b) for a, b in zip(images, images[1:] + images[:1], strict=True))
+
+
+@quick
+@given(seeds)
+def test_labels_name_only_what_is_in_the_scene(seed):
+    scene, _ = scene_of(seed)
+    height, width = scene.image.shape[:2]
+    assert scene.image.dtype == np.uint8
+    assert scene.labels.shape == (height // 28, width // 28)
+    there = {world.class_index()[item.name] for item in scene.items}
+    assert set(np.unique(scene.labels).tolist()) <= there | {world.BACKGROUND, world.IGNORE}
+    for item in scene.items:
+        assert 0 < item.x < 1 and 0 < item.y < 1
+        assert item.name in world.classes()
+
+
+def ninth(item: world.Item) -> str:
+    """Where an item is, written anew."""
+    row = "top" if item.y < 1 / 3 else "bottom" if item.y > 2 / 3 else ""
+    column = "left" if item.x < 1 / 3 else "right" if item.x > 2 / 3 else ""
+    return f"{row} {column}".strip() or "center"
+
+
+def bare(text: str) -> str:
+    """("An owl." -> "owl")."""
+    words = text.rstrip(".").lower().split()
+    return " ".join(words[1:] if words[0] in ("a", "an", "some") else words)
+
+
+def named(text: str, candidates: list[str] | tuple[str, ...]) -> str:
+    """The longest candidate that the text mentions."""
+    return max((c for c in candidates if f" {c}" in f" {text.lower()}"), key=len)
+
+
+@quick
+@given(seeds)
+def test_answers_follow_from_the_scene(seed):
+    scene, rng = scene_of(seed)
+    names = [item.name for item in scene.items]
+    places = sorted({world.place_name(r, c) for r in range(3) for c in range(3)})
+    for kind in questions.KINDS:
+        asked = ask(rng, scene, kind)
+        if asked is None:
+            continue
+        assert asked.kind == kind
+        assert asked.text.endswith("?") and asked.answer.endswith(".") and asked.answer[0].isupper()
+        assert is_right(asked, asked.answer)
+        if kind == "name":
+            assert names == [bare(asked.answer)]
+        elif kind == "list":
+            things = asked.answer.rstrip(".").replace(" and ", ", ").split(", ")
+            assert sorted(map(bare, things)) == sorted(names)
+        elif kind == "count":
+            assert questions.NUMBERS.index(bare(asked.answer)) == len(names)
+        elif kind == "exist":
+            assert (named(asked.text.rstrip("?").replace(" in the picture", "") + " ", world.classes()[1:]) in names) == (
+                asked.answer == "Yes."
+            )
+        elif kind == "place":
+            where = named(asked.text.rstrip("?"), places)
+            assert [i.name for i in scene.items if ninth(i) == where] == ([] if bare(asked.answer) == "nothing" else [bare(asked.answer)])
+        elif kind == "where":
+            name = named(asked.text.rstrip("?"), names)
+            assert [ninth(i) for i in scene.items if i.name == name] == [named(asked.answer.rstrip("."), places)]
+        else:
+            shape = named(asked.text.rstrip("?"), world.SHAPES)
+            assert [i.color for i in scene.items if i.name.endswith(f" {shape}")] == [bare(asked.answer)]
+
+
+def test_every_kind_of_question_is_asked_sometimes():
+    scenes = [scene_of(seed) for seed in range(40)]
+    for kind in questions.KINDS:
+        assert any(ask(rng, scene, kind) for scene, rng in scenes), kind
+
+
+def test_an_empty_scene_allows_no_question():
+    empty = world.Scene(np.zeros((28, 28, 3), np.uint8), (), np.zeros((1, 1), np.int64))
+    assert [ask(np.random.default_rng(0), empty, kind) for kind in questions.KINDS] == [None] * len(questions.KINDS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "answer", "expected"),
+    [
+        ("name", "A cat.", "A cat.", True),
+        ("name", "A cat.", "cat", True),
+        ("name", "A cat.", "The  CAT!", True),
+        ("name", "A cat.", "A caterpillar.", False),
+        ("name", "A cat.", "A cat and a dog.", False),
+        ("name", "A cat.", "", False),
+        ("name", "A red circle.", "Red circle", True),
+        ("name", "A red circle.", "A circle", False),
+        ("name", "Some grapes.", "grapes", True),
+        ("where", "At the top left.", "top left", True),
+        ("where", "At the top left.", "In the top left.", True),
+        ("where", "At the top left.", "At the top.", False),
+        ("count", "Three.", "three", True),
+        ("count", "Three.", "Four.", False),
+        ("exist", "Yes.", "yes", True),
+        ("exist", "Yes.", "No.", False),
+        ("list", "A cat, a dog and an owl.", "An owl, a dog and a cat.", True),
+        ("list", "A cat, a dog and an owl.", "An owl, a dog, and a cat", True),
+        ("list", "A cat, a dog and an owl.", "A cat and a dog.", False),
+        ("list", "A cat and a cat.", "A cat.", False),
+        ("list", "A sandwich and a hand.", "a hand, a sandwich", True),
+        ("list", "A cat and a dog.", "A cat, a dog, a dog.", False),
+    ],
+)
+def test_scoring(kind, right, answer, expected):
+    assert is_right(Question(kind, "?", right), answer) is expected
+
+
+def test_articles_fit_their_nouns():
+    assert [questions.with_article(n) for n in ("owl", "cat", "grapes", "orange star")] == ["an owl", "a cat", "some grapes", "an orange star"]
+    assert all(questions.with_article(name).endswith(name) for name in icons.names())
+    assert set(icons.NOUNS) >= questions.UNCOUNTED
+    assert questions.listed(["cat"]) == "a cat"
+    assert questions.listed(["cat", "owl", "bread"]) == "a cat, an owl and some bread"

@@ -1,0 +1,88 @@
+"""What both stages share: word directions, time-based schedules, checkpoints that a killed run resumes from."""
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from training import world
+
+RUNS = Path(os.environ.get("TRIMLENS_RUNS", Path(__file__).resolve().parent.parent / "runs"))
+
+
+@dataclass(frozen=True)
+class Words:
+    """directions: unit vectors [classes, D]; mean: [D]; norm: the typical length of an embedding less the mean."""
+
+    directions: torch.Tensor
+    mean: torch.Tensor
+    norm: float
+    marker: torch.Tensor
+
+
+def word_directions(embedding: torch.Tensor, encode) -> Words:
+    """Where each class of the world lies among the language model's word embeddings [V, D].
+
+    A class of two words (" red", " circle") is the normalised sum of both; ``marker`` (" one") flags the cell that holds
+    an item's centre, so that items can be counted.
+    """
+    mean = embedding.mean(0)
+
+    def direction(text: str) -> torch.Tensor:
+        vectors = [torch.nn.functional.normalize(embedding[encode(" " + word)[0]] - mean, dim=0) for word in text.split()]
+        return torch.nn.functional.normalize(torch.stack(vectors).sum(0), dim=0)
+
+    directions = torch.stack([direction(name) for name in world.classes()])
+    norm = (embedding - mean).norm(dim=1).median().item()
+    return Words(directions, mean, norm, direction("one"))
+
+
+@dataclass
+class Clock:
+    """Training time in seconds over all runs of a stage, against its budget."""
+
+    budget: float
+    spent: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.began = time.perf_counter() - self.spent
+
+    def tick(self) -> float:
+        """Progress in 0..1; sleeping (a stopped process) counts as time, so a budget is never overrun by much."""
+        self.spent = time.perf_counter() - self.began
+        return min(1.0, self.spent / self.budget)
+
+
+def cosine(progress: float, peak: float, warmup: float = 0.02, floor: float = 0.02) -> float:
+    """Learning rate at ``progress``: linear warm-up, then half a cosine down to ``floor`` of the peak."""
+    if progress < warmup:
+        return peak * max(progress / warmup, 0.01)
+    t = (progress - warmup) / (1 - warmup)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * t)))
+
+
+def save(name: str, state: dict) -> None:
+    """Writes a checkpoint so that a cut at any moment leaves the old one or the new one."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    temporary = RUNS / f"{name}.tmp"
+    torch.save(state, temporary)
+    temporary.replace(RUNS / f"{name}.pt")
+
+
+def load(name: str) -> dict | None:
+    """The checkpoint, or None."""
+    path = RUNS / f"{name}.pt"
+    return torch.load(path, weights_only=True) if path.exists() else None
+
+
+def log(name: str, **values: float) -> None:
+    """Appends one JSON line to runs/<name>.jsonl and prints it."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in values.items()})
+    print(line, flush=True)
+    with (RUNS / f"{name}.jsonl").open("a") as file:
+        file.write(line + "\n")

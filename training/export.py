@@ -1,0 +1,50 @@
+"""Writes the trained weights as the app loads them. ``python -m training.export``: runs/lm.pt -> assets/model/*.safetensors
+
+The tower and the adapters go out in float16; the adapters' scale is folded into ``lora_b``.
+"""
+
+import json
+
+import torch
+from safetensors.torch import save_file
+
+from training import common
+from training.train_lm import RANK, SCALE
+from vlm.embedded import MODEL_DIR, NAME
+
+SHARD_BYTES = 9_500_000
+
+
+def main() -> None:
+    """Exports the newest checkpoint and what is known about it."""
+    saved = common.load("lm")
+    if saved is None:
+        raise SystemExit("runs/lm.pt is missing: run `make train` first.")
+    state = {f"visual.{name}": tensor for name, tensor in saved["visual"].items()}
+    for name, tensor in saved["language"].items():
+        if not name.startswith("probe."):
+            state[name] = tensor * SCALE if name.endswith(".lora_b") else tensor
+    MODEL_DIR.mkdir(parents=True, exist_ok=True)
+    for old in MODEL_DIR.glob("*.safetensors"):
+        old.unlink()
+    for number, shard in enumerate(_shards({k: v.half().contiguous() for k, v in state.items()}), 1):
+        save_file(shard, MODEL_DIR / f"trimlens-{number}.safetensors")
+    card = {"name": NAME, "steps": saved["step"], "minutes": round(saved["spent"] / 60, 1), "adapter_rank": RANK}
+    (MODEL_DIR / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    print(json.dumps(card | {"bytes": sum(f.stat().st_size for f in MODEL_DIR.glob("*.safetensors"))}))
+
+
+def _shards(state: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    shards, size = [{}], 0
+    for name in sorted(state):
+        bytes_ = state[name].numel() * state[name].element_size()
+        if size + bytes_ > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = state[name]
+        size += bytes_
+    return shards
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Stage 2: teach the language model to answer from the tower's tokens. ``python -m training.train_lm --minutes 70``
+
+SmolLM2 stays frozen; low-rank adapters on q, k, v and o learn, and the tower goes on learning slowly under its own loss.
+One image carries several question-answer pairs: each attends to the image and to itself only, at the positions that a single
+turn would have, so that the image is paid for once and nothing leaks between them. Resumes from runs/lm.pt.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from training import common, questions, tower, world
+from training.train_tower import Heads, centres
+from vlm import embedded
+from vlm.tokenizer import IM_END, VISION_START, Prompter
+
+SEED = 12
+RANK, SCALE = 16, 2.0
+PAIRS = 12
+VISUAL_TOKENS = 384  # a batch
+PROBE_LAYER = 7
+KIND_WEIGHTS = {"name": 1.0, "list": 1.2, "place": 2.0, "exist": 1.6, "count": 1.0, "where": 2.0, "color": 0.8}
+
+
+class Adapter(nn.Module):
+    """A frozen linear layer plus ``SCALE * B A x``."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.lora_a = nn.Parameter(torch.randn(RANK, base.in_features) / base.in_features**0.5)
+        self.lora_b = nn.Parameter(torch.zeros(base.out_features, RANK))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + F.linear(F.linear(x, self.lora_a), self.lora_b * SCALE)
+
+
+def attach_adapters(language: nn.Module) -> dict[str, Adapter]:
+    """Replaces q, k, v and o of every layer; returns the adapters by module name."""
+    adapters = {}
+    for index, layer in enumerate(language.layers):
+        for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            adapter = Adapter(getattr(layer.self_attn, part))
+            setattr(layer.self_attn, part, adapter)
+            adapters[f"layers.{index}.self_attn.{part}"] = adapter
+    return adapters
+
+
+@dataclass
+class Batch:
+    """ids, segment, labels [B, L]; positions [3, B, L]; images uint8 [B, H, W, 3]; cells and centres [B, gh, gw]."""
+
+    images: torch.Tensor
+    cells: torch.Tensor
+    centre: torch.Tensor
+    ids: torch.Tensor
+    segment: torch.Tensor
+    labels: torch.Tensor
+    positions: torch.Tensor
+
+
+def pack(prompter: Prompter, scenes: list[world.Scene], pairs: list[list[questions.Question]]) -> Batch:
+    """Tokens of every image's question-answer pairs behind one shared prefix, padded to a multiple of 64."""
+    high, wide = scenes[0].labels.shape
+    prefix = prompter.prefix([high * wide])
+    start = prefix.index(VISION_START) + 1
+    after = start + max(high, wide)
+    grid = torch.stack(torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij")).flatten(1) + start
+    image = torch.cat([torch.full((1, high * wide), start), grid])
+    head = torch.cat([torch.arange(start).expand(3, -1), image, torch.full((3, 1), after)], 1)
+    rows = []
+    for asked in pairs:
+        ids, segment, labels, place = list(prefix), [0] * len(prefix), [-100] * len(prefix), []
+        for number, question in enumerate(asked, 1):
+            context, answer = prompter.suffix(question.text), [*prompter.encode(question.answer), IM_END]
+            ids += context + answer
+            labels += [-100] * len(context) + answer
+            segment += [number] * (len(context) + len(answer))
+            place += range(after + 1, after + 1 + len(context) + len(answer))
+        rows.append((ids, segment, labels, place))
+    length = -(-max(len(row[0]) for row in rows) // 64) * 64
+    ids, segment = torch.zeros(len(rows), length, dtype=torch.long), torch.full((len(rows), length), -1)
+    labels, positions = torch.full((len(rows), length), -100), torch.zeros(3, len(rows), length, dtype=torch.long)
+    for index, row in enumerate(rows):
+        size = len(row[0])
+        ids[index, :size], segment[index, :size], labels[index, :size] = (torch.tensor(part) for part in row[:3])
+        positions[:, index, : len(prefix)] = head
+        positions[:, index, len(prefix) : size] = torch.tensor(row[3])
+    return Batch(
+        images=torch.from_numpy(np.stack([s.image for s in scenes])),
+        cells=torch.from_numpy(np.stack([s.labels for s in scenes])),
+        centre=torch.from_numpy(np.stack([centres(s) for s in scenes])),
+        ids=ids,
+        segment=segment,
+        labels=labels,
+        positions=positions,
+    )
+
+
+def attention_mask(segment: torch.Tensor) -> torch.Tensor:
+    """bool [B, 1, L, L]: causal; the prefix (0) for all, a pair only for itself, padding (-1) only for padding."""
+    rows, columns = segment[:, :, None], segment[:, None, :]
+    length = segment.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    return (causal & ((columns == rows) | ((columns == 0) & (rows > 0))))[:, None]
+
+
+class Examples(IterableDataset):
+    """Endless batches of scenes with their questions."""
+
+    def __init__(self, prompter: Prompter, start: int) -> None:
+        self.prompter, self.start = prompter, start
+
+    def __iter__(self):
+        index = self.start
+        while True:
+            rng = world.rng_for(SEED, index)
+            size = world.SIZES[rng.choice(len(world.SIZES), p=np.array(world.SIZE_WEIGHTS) / sum(world.SIZE_WEIGHTS))]
+            count = max(1, VISUAL_TOKENS // (size[0] * size[1] // world.CELL**2))
+            scenes = [world.draw(rng, size) for _ in range(count)]
+            yield vars(pack(self.prompter, scenes, [pairs_of(rng, scene) for scene in scenes]))
+            index += 1
+
+
+def pairs_of(rng: np.random.Generator, scene: world.Scene) -> list[questions.Question]:
+    """PAIRS questions about one scene, kinds drawn by KIND_WEIGHTS among those that it allows."""
+    kinds, weights = list(KIND_WEIGHTS), np.array(list(KIND_WEIGHTS.values()))
+    asked: dict[str, questions.Question] = {}
+    for kind in rng.choice(kinds, size=4 * PAIRS, p=weights / weights.sum()):
+        question = questions.ask(rng, scene, str(kind))
+        if question and len(asked) < PAIRS:
+            asked.setdefault(question.text, question)
+    return list(asked.values()) or [questions.Question("count", questions.COUNT[0], "Zero.")]
+
+
+class Student(nn.Module):
+    """The model in training form: tower, adapters, and a probe for positions."""
+
+    def __init__(self, compile_layers: bool) -> None:
+        super().__init__()
+        model, self.prompter = embedded.open_text_model()
+        language = model.model.language_model.requires_grad_(False)
+        self.vision, self.language = model.model.visual, language
+        self.words = common.word_directions(language.embed_tokens.weight, self.prompter.encode)
+        self.heads = Heads(self.words)
+        self.adapters = attach_adapters(language)
+        self.probe = nn.Linear(576, 6)
+        self.seen: torch.Tensor | None = None
+        language.layers[PROBE_LAYER].register_forward_hook(self._see)
+        self.run_block = tower.compiled_block() if compile_layers else None
+        if compile_layers:
+            for layer in language.layers:
+                layer.compile(dynamic=False)
+
+    def _see(self, module: nn.Module, inputs: tuple, output) -> None:
+        self.seen = output[0] if isinstance(output, tuple) else output
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters of the language side by the names under which they are shipped."""
+        named = {"probe.weight": self.probe.weight, "probe.bias": self.probe.bias}
+        for name, adapter in self.adapters.items():
+            named |= {f"{name}.lora_a": adapter.lora_a, f"{name}.lora_b": adapter.lora_b}
+        return named
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        tokens = tower.forward(self.vision, tower.normalise(batch.images), self.run_block)
+        dense, predicted = self.heads(tokens, batch.cells, batch.centre)
+        count = tokens.shape[1] * tokens.shape[2]
+        start = int((batch.ids[0] == VISION_START).nonzero()[0]) + 1
+        embeds = F.embedding(batch.ids, self.language.embed_tokens.weight)
+        embeds = torch.cat([embeds[:, :start], tokens.flatten(1, 2), embeds[:, start + count :]], 1)
+        hidden = self.language(
+            inputs_embeds=embeds, position_ids=batch.positions, attention_mask=attention_mask(batch.segment), use_cache=False
+        ).last_hidden_state
+        wanted = batch.labels[:, 1:] >= 0
+        logits = F.linear(hidden[:, :-1][wanted], self.language.embed_tokens.weight)
+        target = batch.labels[:, 1:][wanted]
+        answers = F.cross_entropy(logits, target)
+        return {
+            "answers": answers,
+            "dense": dense,
+            "positions": self._positions(self.seen[:, start : start + count], tokens.shape[1:3]),
+            "right": (logits.argmax(-1) == target).float().mean(),
+            "cells": (predicted == batch.cells)[batch.cells > 0].float().mean(),
+        }
+
+    def _positions(self, hidden: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Cross-entropy of reading off a token's third of the height and of the width after PROBE_LAYER."""
+        high, wide = grid
+        thirds = torch.stack(
+            torch.meshgrid((torch.arange(high) * 2 + 1) * 3 // (2 * high), (torch.arange(wide) * 2 + 1) * 3 // (2 * wide), indexing="ij")
+        ).flatten(1)
+        logits = self.probe(hidden).unflatten(-1, (2, 3))
+        target = thirds.T.expand(len(hidden), -1, -1)
+        return F.cross_entropy(logits.flatten(0, 2), target.flatten())
+
+
+def train(minutes: float, batches: int | None = None, compile_layers: bool = True) -> None:
+    """Trains for ``minutes`` in total over all runs (or ``batches`` more batches) and leaves runs/lm.pt."""
+    torch.manual_seed(SEED)
+    student = Student(compile_layers)
+    trained = student.trained()
+    towers = [*student.vision.parameters(), *student.heads.parameters()]
+    optimizer = torch.optim.AdamW(
+        [{"params": list(trained.values()), "peak": 1.5e-3}, {"params": towers, "peak": 2e-4}],
+        weight_decay=0.0,
+        betas=(0.9, 0.98),
+    )
+    clock, step = common.Clock(minutes * 60), 0
+    if saved := common.load("lm"):
+        for name, parameter in trained.items():
+            parameter.data.copy_(saved["language"][name])
+        optimizer.load_state_dict(saved["optimizer"])
+        clock, step = common.Clock(minutes * 60, saved["spent"]), saved["step"]
+    elif (saved := common.load("tower")) is None:
+        raise SystemExit("runs/tower.pt is missing: run `python -m training.train_tower` first.")
+    student.vision.load_state_dict(saved["visual"])
+    student.heads.load_state_dict(saved["heads"])
+    loader = DataLoader(Examples(student.prompter, step), batch_size=None, num_workers=1, prefetch_factor=4)
+    last_saved, sums = clock.spent, {}
+    for raw in loader:
+        progress = clock.tick()
+        if progress >= 1 or (batches is not None and batches <= 0):
+            break
+        batches = None if batches is None else batches - 1
+        for group in optimizer.param_groups:
+            group["lr"] = common.cosine(progress, group["peak"])
+        terms = student(Batch(**raw))
+        loss = terms["answers"] + 0.3 * terms["dense"] + 0.2 * terms["positions"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+        optimizer.step()
+        step += 1
+        sums = {name: sums.get(name, 0.0) + value.item() for name, value in terms.items()}
+        if step % 20 == 0:
+            common.log("lm", step=step, minutes=clock.spent / 60, **{name: value / 20 for name, value in sums.items()})
+            sums = {}
+        if clock.spent - last_saved > 180:
+            _save(student, optimizer, clock, step)
+            last_saved = clock.spent
+    _save(student, optimizer, clock, step)
+
+
+def _save(student: Student, optimizer: torch.optim.Optimizer, clock: common.Clock, step: int) -> None:
+    common.save(
+        "lm",
+        {
+            "visual": student.vision.state_dict(),
+            "heads": student.heads.state_dict(),
+            "language": {name: parameter.data for name, parameter in student.trained().items()},
+            "optimizer": optimizer.state_dict(),
+            "spent": clock.spent,
+            "step": step,
+        },
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=70)
+    parser.add_argument("--batches", type=int, help="stop after this many batches (a smoke run)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    train(arguments.minutes, arguments.batches, compile_layers=arguments.batches is None)

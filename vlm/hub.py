@@ -1,0 +1,77 @@
+"""Qwen2.5-VL from the hub (or a folder), through the same code as the embedded model."""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from vlm import device
+from vlm.errors import UserError
+from vlm.model import Vlm
+
+# An allow-list: a free-text repository name on a public page would be a way to make the server fetch anything.
+HUB_MODELS = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct")
+MIN_TOKENS, MAX_TOKENS = 64, 1024
+SYSTEM = "You are a helpful assistant."
+
+
+@dataclass
+class HubPrompter:
+    """Qwen's chat format written as ids; the user's text is split even where it spells a control token."""
+
+    tokenizer: PreTrainedTokenizerBase
+    image_token: int
+    vision_start: int
+    vision_end: int
+    _control: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.start, self.end = self.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, in which no control token can appear."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids without control tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def prompt(self, question: str, visual_counts: list[int]) -> list[int]:
+        """System turn, user turn with images before the question, head of the answer."""
+        images = [t for n in visual_counts for t in (self.vision_start, *[self.image_token] * n, self.vision_end)]
+        newline = self.encode("\n")
+        return [
+            *(self.start, *self.encode(f"system\n{SYSTEM}"), self.end, *newline),
+            *(self.start, *self.encode("user\n"), *images, *self.encode(question), self.end, *newline),
+            *(self.start, *self.encode("assistant\n")),
+        ]
+
+
+def open_hub(name: str) -> Vlm:
+    """Loads a checkpoint of the class ``Qwen2_5_VLForConditionalGeneration`` by hub name or folder.
+
+    Raises:
+        UserError: it cannot be fetched or is of another family.
+    """
+    placement = device.choose(big=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        processor = Qwen2VLImageProcessorPil.from_pretrained(
+            name, min_pixels=MIN_TOKENS * 28 * 28, max_pixels=MAX_TOKENS * 28 * 28
+        )
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            name, dtype=placement.dtype, attn_implementation=placement.attention
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{name} could not be opened: {first} The hub must be reachable (or the model in the local cache), and a 3B model "
+            "needs about 8 GB of memory. The embedded model goes on working."
+        ) from error
+    config = model.config
+    prompter = HubPrompter(
+        tokenizer, config.image_token_id, config.vision_start_token_id, config.vision_end_token_id
+    )
+    model = model.to(torch.device(placement.device)).eval()
+    return Vlm(name, model, prompter, processor, placement, note="downloaded from the hub, not trained here")

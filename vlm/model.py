@@ -1,0 +1,227 @@
+"""An opened VLM: image -> visual tokens -> (keep) -> prefill -> decode, every step timed."""
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from pruning.registry import Method
+from pruning.tokens import Ranking, VisualTokens, keep_count
+from vlm import attention_probe, decode, device, prefill, questions
+
+CACHED_IMAGES = 16
+
+
+class Prompter(Protocol):
+    """How a model family writes a single-turn prompt; user text never becomes a control token."""
+
+    def prompt(self, question: str, visual_counts: list[int]) -> list[int]:
+        """Ids of a whole prompt with ``visual_counts`` image tokens per image."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, control tokens left out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """An image as the model sees it.
+
+    picture: RGB, resized; features: [N, D] after the merger; grid: merged (rows, columns); grid_thw: int64 [3];
+    seen: what :mod:`vlm.attention_probe` captured; vision_s: seconds of the vision tower when it ran.
+    """
+
+    key: str
+    picture: Image.Image
+    features: torch.Tensor
+    grid: tuple[int, int]
+    grid_thw: torch.Tensor
+    seen: dict
+    vision_s: float
+
+
+@dataclass
+class Timings:
+    """Wall seconds; ``prefill`` includes the first token, ``decode`` has one entry for every later one."""
+
+    vision: float = 0.0
+    scoring: float = 0.0
+    selection: float = 0.0
+    prefill: float = 0.0
+    decode: list[float] = field(default_factory=list)
+
+    @property
+    def first_token(self) -> float:
+        """From the image to the first token."""
+        return self.vision + self.scoring + self.selection + self.prefill
+
+    @property
+    def total(self) -> float:
+        """From the image to the last token."""
+        return self.first_token + sum(self.decode)
+
+
+@dataclass
+class Answer:
+    """An answer as far as it has been written; ``pieces`` are the texts of its tokens and join to ``text``."""
+
+    method: str
+    visual_tokens: int
+    kept_tokens: int
+    prompt_tokens: int
+    text: str = ""
+    pieces: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    timings: Timings = field(default_factory=Timings)
+    done: bool = False
+
+
+@dataclass(eq=False)
+class Vlm:
+    """A loaded model with what it needs to be asked; one question runs at a time."""
+
+    name: str
+    model: Qwen2_5_VLForConditionalGeneration
+    prompter: Prompter
+    processor: Qwen2VLImageProcessorPil
+    placement: device.Placement
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        self.lock = threading.Lock()
+        self._encoded: OrderedDict[str, Encoded] = OrderedDict()
+
+    @torch.inference_mode()
+    def encode(self, picture: Image.Image) -> Encoded:
+        """Runs the vision tower on an RGB picture, or returns what the same pixels gave before."""
+        key = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+        if key in self._encoded:
+            self._encoded.move_to_end(key)
+            return self._encoded[key]
+        inputs = self.processor(images=[picture], return_tensors="pt")
+        where = self.placement.device
+        pixels, grid = inputs["pixel_values"].to(where, self.placement.dtype), inputs["image_grid_thw"].to(where)
+        with self.lock, attention_probe.capture(self.model.model.visual) as seen:
+            device.synchronise(where)
+            began = time.perf_counter()
+            features = self.model.get_image_features(pixels, grid).pooler_output[0]
+            device.synchronise(where)
+            took = time.perf_counter() - began
+        merge = self.model.config.vision_config.spatial_merge_size
+        rows, columns = int(grid[0, 1]) // merge, int(grid[0, 2]) // merge
+        side = self.model.config.vision_config.patch_size * merge
+        seen_as = picture.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
+        encoded = Encoded(key, seen_as, features, (rows, columns), grid[0], seen, took)
+        self._encoded[key] = encoded
+        while len(self._encoded) > CACHED_IMAGES:
+            self._encoded.popitem(last=False)
+        return encoded
+
+    def forget(self) -> None:
+        """Empties the image cache, so that the next question is measured cold."""
+        self._encoded.clear()
+
+    @torch.inference_mode()
+    def visual_tokens(self, image: Encoded, question: str, needs: frozenset[str] = frozenset()) -> VisualTokens:
+        """What a pruning method may look at; ``needs`` names the optional parts ("question", "attention")."""
+        asked = attention = None
+        if "question" in needs:
+            ids = torch.tensor(self.prompter.encode(question), device=image.features.device)
+            asked = self.model.get_input_embeddings()(ids).float()
+        if "attention" in needs:
+            attention = attention_probe.mean_query_attention(self.model.model.visual, image.seen, image.grid_thw)
+        return VisualTokens(image.features.float(), image.grid, asked, attention)
+
+    def rank(self, image: Encoded, question: str, method: Method) -> Ranking:
+        """The method's order of this image's tokens; getting what its scorer needs counts as scoring."""
+        began = time.perf_counter()
+        needs = frozenset(method.scorer.needs) if method.scorer else frozenset()
+        tokens = self.visual_tokens(image, questions.clean(question), needs)
+        device.synchronise(self.placement.device)
+        gathered = time.perf_counter() - began
+        ranking = method(tokens)
+        return Ranking(
+            ranking.order, ranking.importance, ranking.scoring_s + gathered, ranking.selection_s, ranking.method
+        )
+
+    def answer(
+        self,
+        images: list[Encoded],
+        question: str,
+        rankings: list[Ranking] | None = None,
+        prune: float = 0.0,
+        max_new_tokens: int = 48,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Answer]:
+        """Yields the answer after every token; with ``rankings`` the fraction ``prune`` of each image's tokens is left out.
+
+        Raises:
+            UserError: the question is empty or too long.
+        """
+        question = questions.clean(question)
+        keeps: list[np.ndarray | None] = [None] * len(images)
+        if rankings is not None:
+            keeps = [r.keep(keep_count(len(r.order), prune)) for r in rankings]
+        answer = Answer(
+            method=rankings[0].method if rankings else "none",
+            visual_tokens=sum(len(image.features) for image in images),
+            kept_tokens=sum(len(i.features) if k is None else len(k) for i, k in zip(images, keeps, strict=True)),
+            prompt_tokens=0,
+        )
+        answer.timings.vision = sum(image.vision_s for image in images)
+        if rankings:
+            answer.timings.scoring = sum(r.scoring_s for r in rankings)
+            answer.timings.selection = sum(r.selection_s for r in rankings)
+        with self.lock:
+            yield from self._decode(answer, self.prompt(images, question, keeps), max_new_tokens, cancelled)
+
+    def prompt(self, images: list[Encoded], question: str, keeps: list[np.ndarray | None]) -> prefill.PrunedPrompt:
+        """The pruned single-row prompt of a question about ``images``."""
+        visual = [prefill.VisualInput(i.features, i.grid_thw, k) for i, k in zip(images, keeps, strict=True)]
+        ids = self.prompter.prompt(question, [len(image.features) for image in images])
+        with torch.inference_mode():
+            return prefill.build(self.model, [(ids, visual)])
+
+    def _decode(self, answer: Answer, prompt: prefill.PrunedPrompt, limit: int, cancelled) -> Iterator[Answer]:
+        answer.prompt_tokens = prompt.input_ids.shape[1]
+        ends = self.model.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends)
+        for index, step in enumerate(decode.steps(self.model, prompt, limit)):
+            if index:
+                answer.timings.decode.append(step.seconds)
+            else:
+                answer.timings.prefill = step.seconds
+            token = int(step.token[0])
+            answer.token_ids.append(token)
+            answer.logprobs.append(float(step.logprob[0]))
+            ended = token in ends
+            text = self.prompter.decode(answer.token_ids[:-1] if ended else answer.token_ids)
+            answer.done = ended or index + 1 == limit
+            if not answer.done:
+                # A character may take several tokens; it is written when its last one is there.
+                text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+            answer.pieces.append(text[len(answer.text) :])
+            answer.text = text
+            yield answer
+            if ended or cancelled():
+                return
+
+
+def last(answers: Iterator[Answer]) -> Answer:
+    """Runs an answer to its end."""
+    answer = None
+    for answer in answers:
+        pass
+    return answer
