@@ -40,21 +40,13 @@ CUT = "(percent) => window.trimlens ? window.trimlens.cut(percent) : null"
 KEEP = "(count) => window.trimlens ? window.trimlens.keep(count) : 75"
 
 
-class Upload(gr.Image):
-    """A picture as the path of the uploaded file: decoding, and every complaint about it, is TrimLens's."""
-
-    def preprocess(self, payload):
-        """The path, untouched."""
-        return payload.path if payload else None
-
-
 def build_demo() -> gr.Blocks:
     """The page; nothing is loaded or launched here."""
     with gr.Blocks(title="TrimLens", analytics_enabled=False) as demo:
         gr.Markdown(INTRO)
         with gr.Row():
             with gr.Column(scale=4, min_width=320):
-                image = Upload(
+                image = gr.Image(
                     str(IMAGES / EXAMPLES[0][0]),
                     label="Picture",
                     type="filepath",
@@ -62,6 +54,8 @@ def build_demo() -> gr.Blocks:
                     height=260,
                     elem_id="picture",
                 )
+                # The path as it is: decoding, and every complaint about a file, is vlm.images'.
+                image.preprocess = lambda payload: payload.path if payload else None
                 question = gr.Textbox(EXAMPLES[0][1], label="Question", lines=1, max_lines=4, elem_id="question")
                 gr.Examples([[text] for text in SUGGESTIONS], [question], label="Suggestions", elem_id="suggestions")
                 with gr.Row():
@@ -84,11 +78,13 @@ def build_demo() -> gr.Blocks:
                     go = gr.Button("Answer", variant="primary", elem_id="go")
                     stop = gr.Button("Cancel", elem_id="stop")
         problem = gr.HTML(elem_id="notice")
-        panel = gr.HTML(studio.answers.comparison(None, None, ""), elem_id="answers")
+        panel = gr.HTML(studio.answers.comparison(None, None, ""), apply_default_css=False, elem_id="answers")
         gr.Examples(
             [[str(IMAGES / name), text] for name, text in EXAMPLES],
             [image, question],
-            label="Examples (drawn by this project)",
+            label="Examples, each with a question: scenes drawn by this project, and one photograph that it was not made for",
+            visible_columns=[0],
+            examples_per_page=len(EXAMPLES),
             elem_id="examples",
         )
         with gr.Accordion("What am I looking at?", open=False):
@@ -120,7 +116,16 @@ def build_demo() -> gr.Blocks:
         tokens.input(None, tokens, percent, js=KEEP, api_visibility="private")
         method.change(options, method, [lam, scorer], queue=False, show_progress="hidden", api_visibility="private")
         released = gr.on([percent.release, tokens.submit], trigger_mode="always_last", **answering)
-        changed = [image.change, question.submit, method.change, scorer.change, lam.release, model.change, go.click, demo.load]
+        changed = [
+            image.change,
+            question.submit,
+            method.change,
+            scorer.change,
+            lam.release,
+            model.change,
+            go.click,
+            demo.load,
+        ]
         looked = gr.on(
             changed,
             look,

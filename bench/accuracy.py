@@ -1,4 +1,4 @@
-"""``python -m bench.accuracy --limit 400``: how many held-out questions the embedded model answers rightly, with its image and blind.
+"""``python -m bench.accuracy --limit 400``: held-out questions that the embedded model answers rightly, with its image and blind.
 
 Scenes come from a seed that no training ever used; kinds take turns, so that each has an equal share; sizes are drawn as in
 training. The blind model gets the same question with a mean-grey image of the same size. Ends with one JSON line.
@@ -67,9 +67,15 @@ def main(argv: list[str] | None = None) -> int:
         seeing.append(questions.is_right(question, text))
         blind.append(questions.is_right(question, blank))
         if number <= arguments.show:
-            print(f"{'ok ' if seeing[-1] else 'BAD'} {question.kind:6} {question.text} -> {text} [{question.answer}] blank: {blank}")
+            print(
+                f"{'ok ' if seeing[-1] else 'BAD'} {question.kind:6} {question.text} -> {text} [{question.answer}] blank: {blank}"
+            )
         if number % 50 == 0:
-            print(f"  {number} of {len(pairs)}: {np.mean(seeing):.3f}, blank {np.mean(blind):.3f}", file=sys.stderr, flush=True)
+            print(
+                f"  {number} of {len(pairs)}: {np.mean(seeing):.3f}, blank {np.mean(blind):.3f}",
+                file=sys.stderr,
+                flush=True,
+            )
     for kind in questions.KINDS:
         chosen = [i for i, (_, question) in enumerate(pairs) if question.kind == kind]
         if chosen:

@@ -47,9 +47,7 @@ class Method:
             if value is None:
                 continue
             if not allowed:
-                raise ValueError(
-                    f"The method '{self.label}' has no {'lambda' if name == 'lam' else name} to set."
-                )
+                raise ValueError(f"The method '{self.label}' has no {'lambda' if name == 'lam' else name} to set.")
             selector = replace(selector, **{name: value})
         if scorer is not None and not self.takes_scorer:
             raise ValueError(f"The method '{self.label}' does not use importance, so it takes no scorer.")

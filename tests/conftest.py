@@ -18,7 +18,8 @@ from vlm.tokenizer import Prompter
 
 def pytest_report_header() -> str:
     """Versions of what the results depend on."""
-    return f"{', '.join(map(_named, ('torch', 'transformers', 'gradio', 'numba')))}; {torch.get_num_threads()} torch threads"
+    packages = ", ".join(_named(package) for package in ("torch", "transformers", "gradio", "numba"))
+    return f"{packages}; {torch.get_num_threads()} torch threads"
 
 
 def _named(package: str) -> str:

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024) in float32: torch.optim.Muon orthogonalises in bfloat16, which is ten times slower on a CPU without AMX."""
+"""Muon (Jordan et al. 2024) in float32: torch.optim.Muon works in bfloat16, ten times slower on a CPU without AMX."""
 
 import torch
 

@@ -9,10 +9,15 @@ from training import icons, world
 
 KINDS = ("name", "place", "exist", "count", "where", "color", "list")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-UNCOUNTED = {"bread", "broccoli", "candy", "cherries", "fire", "grapes", "scissors"}
+UNCOUNTED = {"fire"}
 
 NAME = ("What is in the picture?", "What is this?", "What do you see?", "What does the picture show?")
-LIST = ("What is in the picture?", "What do you see?", "List the objects in the picture.", "What does the picture show?")
+LIST = (
+    "What is in the picture?",
+    "What do you see?",
+    "List the objects in the picture.",
+    "What does the picture show?",
+)
 PLACE = ("What is at the {place}?", "What do you see at the {place}?", "What is at the {place} of the picture?")
 CENTER = ("What is in the center?", "What do you see in the center?", "What is in the center of the picture?")
 EXIST = ("Is there {thing} in the picture?", "Is there {thing}?", "Do you see {thing}?")
@@ -32,7 +37,7 @@ class Question:
 
 
 def with_article(name: str) -> str:
-    """("cat" -> "a cat", "owl" -> "an owl", "grapes" -> "some grapes")."""
+    """("cat" -> "a cat", "owl" -> "an owl", "fire" -> "some fire")."""
     if name in UNCOUNTED:
         return f"some {name}"
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

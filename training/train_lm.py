@@ -22,7 +22,7 @@ from vlm.tokenizer import IM_END, VISION_START, Prompter
 SEED = 12
 RANK, SCALE = 16, 2.0
 PAIRS = 12
-VISUAL_TOKENS = 384  # a batch
+VISUAL_TOKENS = 192  # a batch
 PROBE_LAYER = 7
 KIND_WEIGHTS = {"name": 1.0, "list": 1.2, "place": 2.0, "exist": 1.6, "count": 1.0, "where": 2.0, "color": 0.8}
 
@@ -141,7 +141,7 @@ def pairs_of(rng: np.random.Generator, scene: world.Scene) -> list[questions.Que
 class Student(nn.Module):
     """The model in training form: tower, adapters, and a probe for positions."""
 
-    def __init__(self, compile_layers: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         model, self.prompter = embedded.open_text_model()
         language = model.model.language_model.requires_grad_(False)
@@ -152,10 +152,6 @@ class Student(nn.Module):
         self.probe = nn.Linear(576, 6)
         self.seen: torch.Tensor | None = None
         language.layers[PROBE_LAYER].register_forward_hook(self._see)
-        self.run_block = tower.compiled_block() if compile_layers else None
-        if compile_layers:
-            for layer in language.layers:
-                layer.compile(dynamic=False)
 
     def _see(self, module: nn.Module, inputs: tuple, output) -> None:
         self.seen = output[0] if isinstance(output, tuple) else output
@@ -168,14 +164,17 @@ class Student(nn.Module):
         return named
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        tokens = tower.forward(self.vision, tower.normalise(batch.images), self.run_block)
+        tokens = tower.forward(self.vision, tower.normalise(batch.images))
         dense, predicted = self.heads(tokens, batch.cells, batch.centre)
         count = tokens.shape[1] * tokens.shape[2]
         start = int((batch.ids[0] == VISION_START).nonzero()[0]) + 1
         embeds = F.embedding(batch.ids, self.language.embed_tokens.weight)
         embeds = torch.cat([embeds[:, :start], tokens.flatten(1, 2), embeds[:, start + count :]], 1)
         hidden = self.language(
-            inputs_embeds=embeds, position_ids=batch.positions, attention_mask=attention_mask(batch.segment), use_cache=False
+            inputs_embeds=embeds,
+            position_ids=batch.positions,
+            attention_mask=attention_mask(batch.segment),
+            use_cache=False,
         ).last_hidden_state
         wanted = batch.labels[:, 1:] >= 0
         logits = F.linear(hidden[:, :-1][wanted], self.language.embed_tokens.weight)
@@ -193,17 +192,21 @@ class Student(nn.Module):
         """Cross-entropy of reading off a token's third of the height and of the width after PROBE_LAYER."""
         high, wide = grid
         thirds = torch.stack(
-            torch.meshgrid((torch.arange(high) * 2 + 1) * 3 // (2 * high), (torch.arange(wide) * 2 + 1) * 3 // (2 * wide), indexing="ij")
+            torch.meshgrid(
+                (torch.arange(high) * 2 + 1) * 3 // (2 * high),
+                (torch.arange(wide) * 2 + 1) * 3 // (2 * wide),
+                indexing="ij",
+            )
         ).flatten(1)
         logits = self.probe(hidden).unflatten(-1, (2, 3))
         target = thirds.T.expand(len(hidden), -1, -1)
         return F.cross_entropy(logits.flatten(0, 2), target.flatten())
 
 
-def train(minutes: float, batches: int | None = None, compile_layers: bool = True) -> None:
+def train(minutes: float, batches: int | None = None) -> None:
     """Trains for ``minutes`` in total over all runs (or ``batches`` more batches) and leaves runs/lm.pt."""
     torch.manual_seed(SEED)
-    student = Student(compile_layers)
+    student = Student()
     trained = student.trained()
     towers = [*student.vision.parameters(), *student.heads.parameters()]
     optimizer = torch.optim.AdamW(
@@ -267,4 +270,4 @@ if __name__ == "__main__":
     parser.add_argument("--batches", type=int, help="stop after this many batches (a smoke run)")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    train(arguments.minutes, arguments.batches, compile_layers=arguments.batches is None)
+    train(arguments.minutes, arguments.batches)

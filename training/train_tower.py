@@ -19,7 +19,7 @@ from vlm import embedded
 SEED = 11
 TOKENS = 1024  # visual tokens a batch
 CENTRE = 1
-PEAK = 2e-3
+PEAK, MUON_PEAK = 2e-3, 5e-3
 
 
 class Scenes(IterableDataset):
@@ -35,7 +35,7 @@ class Scenes(IterableDataset):
             size = self.sizes[rng.choice(len(self.sizes), p=self.weights)]
             cells = size[0] * size[1] // world.CELL**2
             scenes = [
-                world.draw(rng, size, count=min(10, int(rng.integers(1, 8) * cells / 64) + 1), smallest=44)
+                world.draw(rng, size, count=min(10, int(rng.integers(1, 8) * cells / 64) + 1), smallest=48)
                 for _ in range(TOKENS // cells)
             ]
             yield (
@@ -96,7 +96,7 @@ def train(minutes: float, batches: int | None = None, compiled: bool = True) -> 
     if saved := common.load("tower"):
         vision.load_state_dict(saved["visual"])
         heads.load_state_dict(saved["heads"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+        for optimizer, state in zip(optimizers, saved["optimizers"] or [], strict=False):
             optimizer.load_state_dict(state)
         clock, step = common.Clock(minutes * 60, saved["spent"]), saved["step"]
     run_block = tower.compiled_block() if compiled else None
@@ -110,7 +110,7 @@ def train(minutes: float, batches: int | None = None, compiled: bool = True) -> 
             break
         batches = None if batches is None else batches - 1
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = common.cosine(progress, PEAK)
+            group["lr"] = common.cosine(progress, group["peak"])
         loss, predicted = heads(tower.forward(vision, tower.normalise(images), run_block), labels, centre)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -135,9 +135,10 @@ def _optimizers(vision: torch.nn.Module, heads: Heads) -> list[torch.optim.Optim
     """Muon for the matrices inside the layers (fewer images for the same loss), AdamW for the rest."""
     matrices = [p for name, p in vision.named_parameters() if p.ndim == 2 and name.startswith("blocks.")]
     others = [p for name, p in vision.named_parameters() if not (p.ndim == 2 and name.startswith("blocks."))]
+    rest = {"params": [*others, *heads.parameters()], "peak": PEAK}
     return [
-        Muon(matrices, lr=PEAK, weight_decay=0.02),
-        torch.optim.AdamW([*others, *heads.parameters()], lr=PEAK, weight_decay=0.02, betas=(0.9, 0.98)),
+        Muon([{"params": matrices, "peak": MUON_PEAK}], lr=MUON_PEAK, weight_decay=0.02),
+        torch.optim.AdamW([rest], lr=PEAK, weight_decay=0.02, betas=(0.9, 0.98)),
     ]
 
 

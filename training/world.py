@@ -161,10 +161,10 @@ def _name(rng: np.random.Generator) -> str:
     return icons.names()[rng.integers(len(icons.names()))]
 
 
-def draw(rng: np.random.Generator, size: tuple[int, int], count: int | None = None, smallest: int = 40) -> Scene:
+def draw(rng: np.random.Generator, size: tuple[int, int], count: int | None = None, smallest: int = 56) -> Scene:
     """One scene of ``size`` (height, width; multiples of 28) with up to ``count`` items that do not overlap.
 
-    Items are between ``smallest`` and about 110 pixels; fewer than ``count`` are placed where the picture is full.
+    Items are between ``smallest`` and 120 pixels; fewer than ``count`` are placed where the picture is full.
     """
     height, width = size
     count = int(rng.choice(5, p=(0.3, 0.22, 0.2, 0.16, 0.12))) + 1 if count is None else count
@@ -175,9 +175,9 @@ def draw(rng: np.random.Generator, size: tuple[int, int], count: int | None = No
     for _ in range(8 * count):
         if len(items) == count:
             break
-        side = int(rng.integers(smallest // 4, 29)) * 4 if count < 6 else int(rng.integers(smallest // 4, 20)) * 4
+        side = int(rng.integers(smallest // 4, 31 if count < 6 else 20)) * 4
         y, x = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
-        if any(abs(x + side / 2 - bx - bs / 2) < 0.46 * (side + bs) and abs(y + side / 2 - by - bs / 2) < 0.46 * (side + bs) for y_, x_, s_ in boxes for by, bx, bs in ((y_, x_, s_),)):
+        if any(max(abs(x - bx + (side - b) / 2), abs(y - by + (side - b) / 2)) < 0.46 * (side + b) for by, bx, b in boxes):
             continue
         name = items[-1].name if items and rng.random() < 0.12 else _name(rng)
         picture = _picture(rng, name, side)

@@ -82,7 +82,9 @@ def comparison(full: Answer | None, pruned: Answer | None, where: str) -> str:
     if full and pruned:
         parts.append(_verdict(full, pruned, split))
     parts.append(_legend())
-    parts.append(f'<p class="tl-where">Measured just now, once each, on: {escape(where)}. The vision tower sees every patch either way.</p>')
+    parts.append(
+        f'<p class="tl-where">Measured just now, once each, on: {escape(where)}. The vision tower sees every patch either way.</p>'
+    )
     return "".join(parts)
 
 
@@ -109,7 +111,8 @@ def _percent(logprob: float) -> str:
 def _bar(answer: Answer, longest: float) -> str:
     steps = seconds_by_step(answer)
     spans = "".join(
-        f'<i style="width:{100 * steps[key] / longest if longest else 0:.3f}%;background:{color}" title="{label}: {milliseconds(steps[key])}"></i>'
+        f'<i style="width:{100 * steps[key] / longest if longest else 0:.3f}%;background:{color}" '
+        f'title="{label}: {milliseconds(steps[key])}"></i>'
         for key, label, color in STEPS
     )
     rows = "".join(
@@ -145,4 +148,6 @@ def _verdict(full: Answer, pruned: Answer, split: int | None) -> str:
 
 
 def _legend() -> str:
-    return '<div class="tl-keys">' + "".join(f'<span><i style="background:{c}"></i>{label}</span>' for _, label, c in STEPS) + "</div>"
+    return (
+        '<div class="tl-keys">' + "".join(f'<span><i style="background:{c}"></i>{label}</span>' for _, label, c in STEPS) + "</div>"
+    )

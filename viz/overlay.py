@@ -29,9 +29,7 @@ def component() -> gr.HTML:
     )
 
 
-def payload(
-    picture: Image.Image, features: torch.Tensor, grid: tuple[int, int], ranking: Ranking, title: str, scorer: str
-) -> dict:
+def payload(picture: Image.Image, features: torch.Tensor, grid: tuple[int, int], ranking: Ranking, title: str, scorer: str) -> dict:
     """What the browser needs to cut, colour and explain every patch.
 
     Args:

@@ -71,8 +71,6 @@ def method_of(ask: Ask) -> Method:
 
 
 def _prepare(ask: Ask) -> tuple[Vlm, Encoded, Ranking, Method]:
-    if not ask.image:
-        raise UserError("Please choose or upload a picture first.")
     question = questions.clean(ask.question)
     vlm = open_vlm(ask.model)
     image = vlm.encode(open_image(ask.image))
@@ -88,7 +86,7 @@ def _prepare(ask: Ask) -> tuple[Vlm, Encoded, Ranking, Method]:
 def look(ask: Ask) -> tuple[dict | None, str]:
     """(overlay payload, notice): every patch's rank and importance, or None and a sentence."""
     try:
-        vlm, image, ranking, method = _prepare(ask)
+        _, image, ranking, method = _prepare(ask)
     except UserError as error:
         return None, notice(str(error))
     title = method.label + (f", lambda {ask.lam:g}" if method.takes_lambda else "")

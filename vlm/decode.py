@@ -31,7 +31,7 @@ def steps(model, prompt: PrunedPrompt, max_new_tokens: int, cache: Cache | None 
     padded = not bool(prompt.attention_mask.all())
     arguments, mask = prompt.kwargs(), prompt.attention_mask
     place = prompt.position_ids[..., -1:]
-    for index in range(max_new_tokens):
+    for _ in range(max_new_tokens):
         synchronise(device)
         began = time.perf_counter()
         arguments["attention_mask"] = mask if padded else None

@@ -101,7 +101,7 @@ def open_model(
 
 @torch.no_grad()
 def merge_adapters(model: Qwen2_5_VLForConditionalGeneration, state: dict[str, torch.Tensor]) -> None:
-    """Adds B @ A * scale of every ``<module>.lora_a`` [r, in] and ``<module>.lora_b`` [out, r] to its module's weight."""
+    """Adds B @ A of every ``<module>.lora_a`` [r, in] and ``<module>.lora_b`` [out, r] to its module's weight."""
     language = model.model.language_model
     for name in (name for name in state if name.endswith(".lora_a")):
         module = name.removesuffix(".lora_a")

@@ -1,9 +1,11 @@
 """Qwen2.5-VL from the hub (or a folder), through the same code as the embedded model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlm import device
@@ -13,6 +15,7 @@ from vlm.model import Vlm
 # An allow-list: a free-text repository name on a public page would be a way to make the server fetch anything.
 HUB_MODELS = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct")
 MIN_TOKENS, MAX_TOKENS = 64, 1024
+FAMILY = "qwen2_5_vl"
 SYSTEM = "You are a helpful assistant."
 
 
@@ -24,7 +27,6 @@ class HubPrompter:
     image_token: int
     vision_start: int
     vision_end: int
-    _control: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.start, self.end = self.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
@@ -48,6 +50,11 @@ class HubPrompter:
         ]
 
 
+def _reason(error: Exception) -> str:
+    """Our own sentence as it is; of a library's message, which may hold paths of the server, only its kind."""
+    return str(error) if str(error).startswith("it is of the family") else f"{type(error).__name__} while loading."
+
+
 def open_hub(name: str) -> Vlm:
     """Loads a checkpoint of the class ``Qwen2_5_VLForConditionalGeneration`` by hub name or folder.
 
@@ -56,22 +63,20 @@ def open_hub(name: str) -> Vlm:
     """
     placement = device.choose(big=True)
     try:
+        # Another family's config would be filled up with the defaults of the 72B model, and fill the memory.
+        if (family := AutoConfig.from_pretrained(name).model_type) != FAMILY:
+            raise ValueError(f"it is of the family {family!r}, not {FAMILY!r}.")
         tokenizer = AutoTokenizer.from_pretrained(name)
-        processor = Qwen2VLImageProcessorPil.from_pretrained(
-            name, min_pixels=MIN_TOKENS * 28 * 28, max_pixels=MAX_TOKENS * 28 * 28
-        )
+        processor = Qwen2VLImageProcessorPil.from_pretrained(name, min_pixels=MIN_TOKENS * 28 * 28, max_pixels=MAX_TOKENS * 28 * 28)
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             name, dtype=placement.dtype, attn_implementation=placement.attention
         )
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{name} could not be opened: {first} The hub must be reachable (or the model in the local cache), and a 3B model "
-            "needs about 8 GB of memory. The embedded model goes on working."
+            f"{Path(name).name} could not be opened: {_reason(error)} The hub must be reachable (or the model in the local "
+            "cache), and a 3B model needs about 8 GB of memory. The embedded model goes on working."
         ) from error
     config = model.config
-    prompter = HubPrompter(
-        tokenizer, config.image_token_id, config.vision_start_token_id, config.vision_end_token_id
-    )
+    prompter = HubPrompter(tokenizer, config.image_token_id, config.vision_start_token_id, config.vision_end_token_id)
     model = model.to(torch.device(placement.device)).eval()
     return Vlm(name, model, prompter, processor, placement, note="downloaded from the hub, not trained here")

@@ -18,12 +18,14 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 PAPER = (255, 255, 255)
 
 
-def open_image(source: str | Path | bytes) -> Image.Image:
+def open_image(source: str | Path | bytes | None) -> Image.Image:
     """The first frame as upright 8-bit RGB, transparency laid on white, padded to at most 4:1.
 
     Raises:
         UserError: the file is missing, empty, too large, truncated or no picture.
     """
+    if source is None:
+        raise UserError("Please choose or upload a picture first.")
     data = source if isinstance(source, bytes) else _read(Path(source))
     if not data:
         raise UserError("The file is empty. Please choose a picture (PNG, JPEG, WebP, GIF, BMP or TIFF).")
@@ -56,8 +58,8 @@ def _read(path: Path) -> bytes:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"The file is larger than {MAX_BYTES / 1e6:.0f} MB. Please make it smaller first.")
         return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"The file {path.name!r} cannot be opened: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"The file {path.name!r} cannot be opened.") from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -78,7 +80,8 @@ def _pad(picture: Image.Image) -> Image.Image:
     wide, high = max(width, round(height / MAX_ASPECT)), max(height, round(width / MAX_ASPECT))
     if (wide, high) == (width, height):
         return picture
-    border = np.asarray(picture)[[0, -1]].reshape(-1, 3).mean(0).round().astype(int)
+    pixels = np.asarray(picture)
+    border = (pixels[:, [0, -1]] if wide > width else pixels[[0, -1]]).reshape(-1, 3).mean(0).round().astype(int)
     canvas = Image.new("RGB", (wide, high), tuple(border.tolist()))
     canvas.paste(picture, ((wide - width) // 2, (high - height) // 2))
     return canvas

@@ -107,13 +107,19 @@ class Vlm:
     def encode(self, picture: Image.Image) -> Encoded:
         """Runs the vision tower on an RGB picture, or returns what the same pixels gave before."""
         key = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-        if key in self._encoded:
+        with self.lock:
+            if key not in self._encoded:
+                self._encoded[key] = self._encode(key, picture)
             self._encoded.move_to_end(key)
+            while len(self._encoded) > CACHED_IMAGES:
+                self._encoded.popitem(last=False)
             return self._encoded[key]
+
+    def _encode(self, key: str, picture: Image.Image) -> Encoded:
         inputs = self.processor(images=[picture], return_tensors="pt")
         where = self.placement.device
         pixels, grid = inputs["pixel_values"].to(where, self.placement.dtype), inputs["image_grid_thw"].to(where)
-        with self.lock, attention_probe.capture(self.model.model.visual) as seen:
+        with attention_probe.capture(self.model.model.visual) as seen:
             device.synchronise(where)
             began = time.perf_counter()
             features = self.model.get_image_features(pixels, grid).pooler_output[0]
@@ -123,15 +129,12 @@ class Vlm:
         rows, columns = int(grid[0, 1]) // merge, int(grid[0, 2]) // merge
         side = self.model.config.vision_config.patch_size * merge
         seen_as = picture.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
-        encoded = Encoded(key, seen_as, features, (rows, columns), grid[0], seen, took)
-        self._encoded[key] = encoded
-        while len(self._encoded) > CACHED_IMAGES:
-            self._encoded.popitem(last=False)
-        return encoded
+        return Encoded(key, seen_as, features, (rows, columns), grid[0], seen, took)
 
     def forget(self) -> None:
         """Empties the image cache, so that the next question is measured cold."""
-        self._encoded.clear()
+        with self.lock:
+            self._encoded.clear()
 
     @torch.inference_mode()
     def visual_tokens(self, image: Encoded, question: str, needs: frozenset[str] = frozenset()) -> VisualTokens:
@@ -152,9 +155,7 @@ class Vlm:
         device.synchronise(self.placement.device)
         gathered = time.perf_counter() - began
         ranking = method(tokens)
-        return Ranking(
-            ranking.order, ranking.importance, ranking.scoring_s + gathered, ranking.selection_s, ranking.method
-        )
+        return Ranking(ranking.order, ranking.importance, ranking.scoring_s + gathered, ranking.selection_s, ranking.method)
 
     def answer(
         self,
@@ -184,8 +185,7 @@ class Vlm:
         if rankings:
             answer.timings.scoring = sum(r.scoring_s for r in rankings)
             answer.timings.selection = sum(r.selection_s for r in rankings)
-        with self.lock:
-            yield from self._decode(answer, self.prompt(images, question, keeps), max_new_tokens, cancelled)
+        yield from self._decode(answer, self.prompt(images, question, keeps), max_new_tokens, cancelled)
 
     def prompt(self, images: list[Encoded], question: str, keeps: list[np.ndarray | None]) -> prefill.PrunedPrompt:
         """The pruned single-row prompt of a question about ``images``."""
@@ -197,8 +197,12 @@ class Vlm:
     def _decode(self, answer: Answer, prompt: prefill.PrunedPrompt, limit: int, cancelled) -> Iterator[Answer]:
         answer.prompt_tokens = prompt.input_ids.shape[1]
         ends = self.model.generation_config.eos_token_id
-        ends = {ends} if isinstance(ends, int) else set(ends)
-        for index, step in enumerate(decode.steps(self.model, prompt, limit)):
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
+        steps = decode.steps(self.model, prompt, limit)
+        for index in range(limit):
+            # Locked step by step: an answer that nobody reads on must not block the others.
+            with self.lock:
+                step = next(steps)
             if index:
                 answer.timings.decode.append(step.seconds)
             else:
@@ -222,6 +226,6 @@ class Vlm:
 def last(answers: Iterator[Answer]) -> Answer:
     """Runs an answer to its end."""
     answer = None
-    for answer in answers:
+    for answer in answers:  # noqa: B007  (the last one is what is wanted)
         pass
     return answer

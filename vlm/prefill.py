@@ -20,8 +20,10 @@ class VisualInput:
     keep: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.keep is not None and (len(self.keep) == 0 or np.any(np.diff(self.keep) <= 0)):
-            raise ValueError("keep must hold at least one index, in raster order and without repeats")
+        if self.keep is None:
+            return
+        if len(self.keep) == 0 or np.any(np.diff(self.keep) <= 0) or self.keep[0] < 0 or self.keep[-1] >= len(self.features):
+            raise ValueError(f"keep must hold indices of 0..{len(self.features) - 1} in raster order, at least one, no repeats")
 
 
 @dataclass(frozen=True)

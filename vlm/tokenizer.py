@@ -14,7 +14,7 @@ def build(tokens: list[str], merges: list[tuple[str, str]]) -> Tokenizer:
 
     Digits are split one by one first, then GPT-2's pattern applies (SmolLM2's ``tokenizer.json``).
     """
-    # Without the 17 reserved names in the vocabulary no merge can ever produce them.
+    # The 17 reserved names are in the vocabulary, but no merge leads to them, and they are not added tokens.
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -31,9 +31,7 @@ def mmr_order(units: np.ndarray, importance: np.ndarray, lam: float, k: int | No
     if units.ndim != 2 or units.dtype != np.float32 or len(units) == 0:
         raise ValueError(f"units must be float32 [N, D] with N >= 1, got {units.dtype} {units.shape}.")
     if importance.shape != (len(units),) or importance.dtype != np.float32:
-        raise ValueError(
-            f"importance must be float32 [{len(units)}], got {importance.dtype} {importance.shape}."
-        )
+        raise ValueError(f"importance must be float32 [{len(units)}], got {importance.dtype} {importance.shape}.")
     if not np.isfinite(importance).all():
         raise ValueError("importance holds nan or inf; normalise it with pruning.tokens.normalise.")
     if not 0.0 <= lam <= 1.0:

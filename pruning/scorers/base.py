@@ -34,12 +34,8 @@ class Scorer(ABC):
         """Importance float32 [N], min-max normalised. Raises ValueError when a needed input is missing."""
         for name in sorted(self.needs):
             if getattr(tokens, name) is None:
-                raise ValueError(
-                    f"The scorer '{self.label}' needs the {name}: {REMEDY[name]}, or choose another scorer."
-                )
+                raise ValueError(f"The scorer '{self.label}' needs the {name}: {REMEDY[name]}, or choose another scorer.")
         raw = self.score(tokens)
         if tuple(raw.shape) != (len(tokens.features),):
-            raise ValueError(
-                f"The scorer '{self.label}' returned {tuple(raw.shape)}, not one score per token."
-            )
+            raise ValueError(f"The scorer '{self.label}' returned {tuple(raw.shape)}, not one score per token.")
         return normalise(raw)

@@ -22,9 +22,7 @@ class MMR(Selector):
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.lam <= 1.0:
-            raise ValueError(
-                f"lambda must lie between 0 (diversity only) and 1 (importance only), got {self.lam}."
-            )
+            raise ValueError(f"lambda must lie between 0 (diversity only) and 1 (importance only), got {self.lam}.")
 
     def select(self, tokens: VisualTokens, importance: np.ndarray) -> np.ndarray:
         return mmr_order(unit_rows(tokens.features), importance, self.lam)

@@ -75,7 +75,7 @@ def test_a_setting_the_method_lacks_is_refused(key, setting, message):
 
 
 def test_an_unknown_method_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="Unknown pruning method 'x'.*none, idpruner, topk"):
+    with pytest.raises(ValueError, match=r"Unknown pruning method 'x'.*none, idpruner, topk"):
         get_method("x")
 
 

@@ -183,9 +183,7 @@ def tokens_of(x: torch.Tensor, grid: tuple[int, int]) -> VisualTokens:
 
 
 @quick
-@given(
-    seed=st.integers(0, 10**6), rows=st.integers(1, 9), cols=st.integers(1, 9), kind=st.sampled_from(KINDS)
-)
+@given(seed=st.integers(0, 10**6), rows=st.integers(1, 9), cols=st.integers(1, 9), kind=st.sampled_from(KINDS))
 def test_every_selector_returns_a_permutation(seed, rows, cols, kind):
     x, importance = problem(seed, rows * cols, 8, kind)
     for selector in SELECTORS:

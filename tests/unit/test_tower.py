@@ -16,7 +16,8 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 336), (448, 224)])
-def test_the_training_forward_is_the_library_s_tower(model, height, width):
+def test_the_training_forward_is_the_library_s_tower(height, width):
+    model = tiny_model(0, gain=1.0)
     pictures = [noise(seed, width, height) for seed in range(2)]
     batch = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
     with torch.no_grad():
@@ -106,7 +107,8 @@ def test_answers_follow_from_the_scene(seed):
         if asked is None:
             continue
         assert asked.kind == kind
-        assert asked.text.endswith("?") and asked.answer.endswith(".") and asked.answer[0].isupper()
+        assert asked.text.endswith("?") or asked.text == "List the objects in the picture."
+        assert asked.answer.endswith(".") and asked.answer[0].isupper()
         assert is_right(asked, asked.answer)
         if kind == "name":
             assert names == [bare(asked.answer)]
@@ -116,12 +118,11 @@ def test_answers_follow_from_the_scene(seed):
         elif kind == "count":
             assert questions.NUMBERS.index(bare(asked.answer)) == len(names)
         elif kind == "exist":
-            assert (named(asked.text.rstrip("?").replace(" in the picture", "") + " ", world.classes()[1:]) in names) == (
-                asked.answer == "Yes."
-            )
+            assert (named(asked.text.removesuffix("?"), world.classes()[1:]) in names) == (asked.answer == "Yes.")
         elif kind == "place":
             where = named(asked.text.rstrip("?"), places)
-            assert [i.name for i in scene.items if ninth(i) == where] == ([] if bare(asked.answer) == "nothing" else [bare(asked.answer)])
+            answered = [] if asked.answer == "Nothing." else [bare(asked.answer)]
+            assert [i.name for i in scene.items if ninth(i) == where] == answered
         elif kind == "where":
             name = named(asked.text.rstrip("?"), names)
             assert [ninth(i) for i in scene.items if i.name == name] == [named(asked.answer.rstrip("."), places)]
@@ -173,8 +174,9 @@ def test_scoring(kind, right, answer, expected):
 
 
 def test_articles_fit_their_nouns():
-    assert [questions.with_article(n) for n in ("owl", "cat", "grapes", "orange star")] == ["an owl", "a cat", "some grapes", "an orange star"]
-    assert all(questions.with_article(name).endswith(name) for name in icons.names())
-    assert set(icons.NOUNS) >= questions.UNCOUNTED
+    articles = {"owl": "an owl", "cat": "a cat", "orange star": "an orange star"}
+    articles |= {name: f"some {name}" for name in questions.UNCOUNTED}
+    assert {name: questions.with_article(name) for name in articles} == articles
+    assert set(icons.names()) >= questions.UNCOUNTED, "a plural that no scene holds"
     assert questions.listed(["cat"]) == "a cat"
-    assert questions.listed(["cat", "owl", "bread"]) == "a cat, an owl and some bread"
+    assert questions.listed(["cat", "owl", "orange star"]) == "a cat, an owl and an orange star"

@@ -1,7 +1,7 @@
-"""Pruning is exact: a pruned prompt gives the logits of the full-length, unmodified model with the pruned tokens masked out.
+"""Pruning is exact: a pruned prompt gives the logits of the full-length model with the pruned tokens masked out.
 
-The reference sees the pictures by the public route (pixels, grid), keeps every image token in its sequence and hides the
-pruned columns by an attention mask; it shares no code with ``vlm/prefill.py``.
+The reference is the unmodified model. It sees the pictures by the public route (pixels, grid), keeps every image token
+in its sequence and hides the pruned columns by an attention mask; it shares no code with ``vlm/prefill.py``.
 """
 
 import itertools
@@ -38,13 +38,11 @@ def full_ids(vlm: Vlm, question: str, images: list[Encoded]) -> torch.Tensor:
 
 @torch.no_grad()
 def masked_logits(vlm: Vlm, question: str, images: list[Encoded], keeps: list, forced: list[int]) -> torch.Tensor:
-    """[1 + len(forced), V] of the full-length prompt whose pruned columns no query sees; 4D mask, original positions."""
+    """[1 + len(forced), V] of the full-length prompt whose pruned columns no query sees, at its original positions."""
     model, ids = vlm.model, full_ids(vlm, question, images)
     visual = ids == model.config.image_token_id
     inputs = pixels(vlm, images)
-    positions, _ = model.model.get_rope_index(
-        ids, mm_token_type_ids=visual.int(), image_grid_thw=inputs["image_grid_thw"]
-    )
+    positions, _ = model.model.get_rope_index(ids, mm_token_type_ids=visual.int(), image_grid_thw=inputs["image_grid_thw"])
     seen = torch.ones(ids.shape[1], dtype=torch.bool)
     start = 0
     for image, keep in zip(images, keeps, strict=True):

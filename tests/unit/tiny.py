@@ -52,14 +52,14 @@ def tiny_config(**changes) -> Qwen2_5_VLConfig:
 
 
 @torch.no_grad()
-def tiny_model(seed: int, config: Qwen2_5_VLConfig | None = None) -> Qwen2_5_VLForConditionalGeneration:
-    """Float32, in eval mode; weights large enough for logits that differ by several units."""
+def tiny_model(seed: int, config: Qwen2_5_VLConfig | None = None, gain: float = 1.5) -> Qwen2_5_VLForConditionalGeneration:
+    """Float32, in eval mode; weights of ``gain`` / sqrt of the fan-in, enough for logits that differ by units."""
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(config or tiny_config())
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             fan_in = 1 if "embed_tokens" in name else parameter[0].numel()
-            parameter.normal_(0, 1.5 * fan_in**-0.5)
+            parameter.normal_(0, gain * fan_in**-0.5)
         elif name.endswith("bias"):
             parameter.normal_(0, 0.2)
     model.generation_config.eos_token_id = [IM_END, END_OF_TEXT]
@@ -93,7 +93,7 @@ def random_keep(seed: int, image: Encoded, count: int) -> np.ndarray:
 def largest(a: torch.Tensor, b: torch.Tensor) -> float:
     """The largest absolute difference; shapes must agree."""
     assert a.shape == b.shape, f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}"
-    return float((a.double() - b.double()).abs().max())
+    return float((a.detach().double() - b.detach().double()).abs().max())
 
 
 def assert_close(a: torch.Tensor, b: torch.Tensor, limit: float, what: str = "values") -> None:
