@@ -51,42 +51,36 @@ def build_demo() -> gr.Blocks:
                     label="Picture",
                     type="filepath",
                     sources=["upload", "clipboard", "webcam"],
-                    height=260,
+                    height=230,
                     elem_id="picture",
                 )
                 # The path as it is: decoding, and every complaint about a file, is vlm.images'.
                 image.preprocess = lambda payload: payload.path if payload else None
                 question = gr.Textbox(EXAMPLES[0][1], label="Question", lines=1, max_lines=4, elem_id="question")
                 gr.Examples([[text] for text in SUGGESTIONS], [question], label="Suggestions", elem_id="suggestions")
-                with gr.Row():
-                    method = gr.Dropdown(
-                        [(m.label, key) for key, m in studio.PRUNERS.items()], value="idpruner", label="Pruning method"
-                    )
-                    scorer = gr.Dropdown(
-                        [(s.label, key) for key, s in SCORERS.items()],
-                        value=METHODS["idpruner"].scorer.key,
-                        label="Importance",
-                    )
+                gr.Examples(
+                    [[str(IMAGES / name), text] for name, text in EXAMPLES],
+                    [image, question],
+                    label="Examples: drawn scenes, and a photograph that the small model was not made for",
+                    visible_columns=[0],
+                    examples_per_page=len(EXAMPLES),
+                    elem_id="examples",
+                )
+                methods = [(m.label, key) for key, m in studio.PRUNERS.items()]
+                method = gr.Dropdown(methods, value="idpruner", label="Pruning method", elem_id="method")
+                scorers = [(s.label, key) for key, s in SCORERS.items()]
+                scorer = gr.Dropdown(scorers, value=METHODS["idpruner"].scorer.key, label="Importance", elem_id="scorer")
                 lam = gr.Slider(0, 1, 0.5, step=0.05, label="Lambda: diversity (0) to importance (1)", elem_id="lambda")
-                model = gr.Dropdown(list(MODELS), value=NAME, label="Model")
-            with gr.Column(scale=6, min_width=320):
+                model = gr.Dropdown(list(MODELS), value=NAME, label="Model", elem_id="model")
+            with gr.Column(scale=7, min_width=320):
                 with gr.Row(equal_height=True):
-                    percent = gr.Slider(0, 98, 75, step=1, label="Prune (%)", scale=4, elem_id="prune")
-                    tokens = gr.Number(label="Patches kept", precision=0, minimum=1, scale=1, min_width=110, elem_id="tokens")
+                    percent = gr.Slider(0, 98, 75, step=1, label="Prune (%)", scale=5, min_width=220, elem_id="prune")
+                    tokens = gr.Number(label="Patches kept", precision=0, minimum=1, scale=2, min_width=110, elem_id="tokens")
+                    go = gr.Button("Answer", variant="primary", scale=1, min_width=90, elem_id="go")
+                    stop = gr.Button("Cancel", scale=1, min_width=90, elem_id="stop")
                 patches = overlay.component()
-                with gr.Row():
-                    go = gr.Button("Answer", variant="primary", elem_id="go")
-                    stop = gr.Button("Cancel", elem_id="stop")
-        problem = gr.HTML(elem_id="notice")
-        panel = gr.HTML(studio.answers.comparison(None, None, ""), apply_default_css=False, elem_id="answers")
-        gr.Examples(
-            [[str(IMAGES / name), text] for name, text in EXAMPLES],
-            [image, question],
-            label="Examples, each with a question: scenes drawn by this project, and one photograph that it was not made for",
-            visible_columns=[0],
-            examples_per_page=len(EXAMPLES),
-            elem_id="examples",
-        )
+                problem = gr.HTML(elem_id="notice")
+                panel = gr.HTML(studio.answers.comparison(None, None, ""), apply_default_css=False, elem_id="answers")
         with gr.Accordion("What am I looking at?", open=False):
             gr.Markdown(ABOUT)
 

@@ -65,7 +65,7 @@ class Batch:
 
 
 def pack(prompter: Prompter, scenes: list[world.Scene], pairs: list[list[questions.Question]]) -> Batch:
-    """Tokens of every image's question-answer pairs behind one shared prefix, padded to a multiple of 64."""
+    """Tokens of every image's question-answer pairs behind one shared prefix, padded to a multiple of 16."""
     high, wide = scenes[0].labels.shape
     prefix = prompter.prefix([high * wide])
     start = prefix.index(VISION_START) + 1
@@ -83,7 +83,7 @@ def pack(prompter: Prompter, scenes: list[world.Scene], pairs: list[list[questio
             segment += [number] * (len(context) + len(answer))
             place += range(after + 1, after + 1 + len(context) + len(answer))
         rows.append((ids, segment, labels, place))
-    length = -(-max(len(row[0]) for row in rows) // 64) * 64
+    length = -(-max(len(row[0]) for row in rows) // 16) * 16
     ids, segment = torch.zeros(len(rows), length, dtype=torch.long), torch.full((len(rows), length), -1)
     labels, positions = torch.full((len(rows), length), -100), torch.zeros(3, len(rows), length, dtype=torch.long)
     for index, row in enumerate(rows):
@@ -103,11 +103,12 @@ def pack(prompter: Prompter, scenes: list[world.Scene], pairs: list[list[questio
 
 
 def attention_mask(segment: torch.Tensor) -> torch.Tensor:
-    """bool [B, 1, L, L]: causal; the prefix (0) for all, a pair only for itself, padding (-1) only for padding."""
+    """Additive [B, 1, L, L]: causal; the prefix (0) for all, a pair only for itself, padding (-1) only for padding."""
     rows, columns = segment[:, :, None], segment[:, None, :]
     length = segment.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
-    return (causal & ((columns == rows) | ((columns == 0) & (rows > 0))))[:, None]
+    allowed = causal & ((columns == rows) | ((columns == 0) & (rows > 0)))
+    return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
 
 
 class Examples(IterableDataset):
@@ -144,6 +145,8 @@ class Student(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         model, self.prompter = embedded.open_text_model()
+        # The plain product: SDPA's backward is twice as slow on a CPU at these lengths.
+        model.set_attn_implementation("eager")
         language = model.model.language_model.requires_grad_(False)
         self.vision, self.language = model.model.visual, language
         self.words = common.word_directions(language.embed_tokens.weight, self.prompter.encode)

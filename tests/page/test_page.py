@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -58,12 +59,13 @@ def test_dragging_the_slider_makes_no_request_and_letting_go_gives_two_answers(o
 
 
 def test_picture_of_the_page_for_the_readme(open_page):
-    page = open_page(1400, 1180)
+    """Writes assets/readme/page.png where it is missing: delete it and run this test to renew it."""
+    page = open_page(1400, 1400)
     wait_for_answers(page)
     page.wait_for_timeout(300)
     shot = page.screenshot()
     picture = Image.open(io.BytesIO(shot))
-    assert picture.size == (1400, 1180)
+    assert picture.size == (1400, 1400)
     if not PICTURE.exists():
         PICTURE.parent.mkdir(parents=True, exist_ok=True)
         PICTURE.write_bytes(shot)
@@ -142,11 +144,25 @@ def test_html_and_control_tokens_in_a_question_stay_text(open_page):
 def test_cancel_stops_and_the_page_goes_on(open_page):
     page = open_page()
     wait_for_answers(page)
-    page.locator("#question textarea, #question input").first.fill("Please describe everything in the picture at length.")
+    before = page.locator("#answers").inner_text()
+    question = page.locator("#question textarea, #question input").first
+    question.fill(f"How many objects are there? ({time.time()})")
     page.locator("#go").click()
     page.locator("#stop").click()
-    page.wait_for_timeout(1000)
-    page.locator("#question textarea, #question input").first.fill("How many objects are there?")
+    page.wait_for_timeout(5000)
+    assert page.locator("#answers").inner_text() == before, "nothing may be written after Cancel"
+    question.fill("How many objects are there?")
     page.locator("#go").click()
-    page.wait_for_timeout(1000)
+    expect(page.locator("#answers")).not_to_have_text(before, timeout=ANSWER_LIMIT)
     wait_for_answers(page)
+
+
+def test_an_example_brings_its_picture_and_question(open_page):
+    page = open_page()
+    wait_for_answers(page)
+    before = page.locator("#overlay [data-payload], #overlay").first.inner_text()
+    page.locator("#examples button").nth(1).click()
+    expect(page.locator(".tl-count")).to_contain_text("144 patches", timeout=30_000)
+    wait_for_answers(page)
+    assert page.locator("#overlay").inner_text() != before
+    assert page.locator("#question textarea, #question input").first.input_value() == "What is this?"

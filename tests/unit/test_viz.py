@@ -1,0 +1,125 @@
+"""The overlay's payload, the answers panel and what the controls do."""
+
+import base64
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pruning.registry import METHODS
+from pruning.tokens import VisualTokens
+from tests.unit.tiny import tiny_model, tiny_vlm
+from viz import answers, overlay, studio
+from vlm.model import Answer, Timings
+
+
+def answer(ids: list[int], pieces: list[str], done: bool = True, prefill: float = 0.2) -> Answer:
+    """A finished answer as the model would leave it."""
+    timings = Timings(vision=0.1, scoring=0.001, selection=0.002, prefill=prefill, decode=[0.03] * (len(ids) - 1))
+    return Answer("idpruner", 256, 64, 90, "".join(pieces), pieces, ids, [-0.1] * len(ids), timings, done)
+
+
+def test_payload_has_a_rank_and_an_importance_for_every_patch():
+    features = torch.randn(12, 8)
+    ranking = METHODS["idpruner"](VisualTokens(features, (3, 4)))
+    value = overlay.payload(Image.new("RGB", (112, 84)), features, (3, 4), ranking, "IDPruner", "score")
+    assert sorted(value["rank"]) == list(range(12)) and len(value["importance"]) == 12
+    assert value["rank"][ranking.order[0]] == 0
+    cosine = np.frombuffer(base64.b64decode(value["similarity"]), np.uint8).reshape(12, 12) / 127.5 - 1
+    expected = torch.nn.functional.cosine_similarity(features[:, None], features[None], dim=-1).numpy()
+    worst = np.abs(cosine - expected).max()
+    assert worst < 1 / 127.5, f"largest difference {worst}"
+    assert value["image"].startswith("data:image/jpeg;base64,")
+
+
+def test_payload_id_changes_with_the_order_only():
+    features, picture = torch.randn(12, 8), Image.new("RGB", (112, 84))
+    tokens = VisualTokens(features, (3, 4))
+    one, same, other = (METHODS[key](tokens) for key in ("idpruner", "idpruner", "random"))
+    ids = [overlay.payload(picture, features, (3, 4), r, "t", "s")["id"] for r in (one, same, other)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_answers_part_at_the_first_different_token():
+    full, pruned = answer([5, 6, 7], ["A", " cat", "."]), answer([5, 8, 7], ["A", " dog", "."])
+    assert answers.parting(full, full) is None
+    assert answers.parting(full, pruned) == 1
+    page = answers.comparison(full, pruned, "here")
+    assert len(re.findall('class="tl-part"', page)) == 2 and "part at token 2" in page
+
+
+def test_a_shorter_answer_parts_where_it_ends():
+    assert answers.parting(answer([5, 6], ["a", "b"]), answer([5, 6, 7], ["a", "b", "c"])) == 2
+    assert answers.parting(answer([5, 6], ["a", "b"], done=False), answer([5, 6, 7], ["a", "b", "c"])) is None
+
+
+def test_text_of_the_model_is_escaped():
+    page = answers.comparison(answer([5], ["<img src=x onerror=alert(1)>"]), None, "<script>")
+    assert "<img" not in page and "&lt;img" in page and "<script>" not in page
+
+
+def test_speedups_are_ratios_of_the_measured_times():
+    full, pruned = answer([5, 6], ["a", "b"], prefill=0.8), answer([5, 6], ["a", "b"], prefill=0.2)
+    ratios = answers.speedup(full, pruned)
+    assert math.isclose(ratios.prefill, 4.0)
+    assert math.isclose(ratios.first_token, full.timings.first_token / pruned.timings.first_token)
+    assert math.isclose(ratios.total, full.timings.total / pruned.timings.total)
+    assert answers.speedup(full, answer([5], ["a"], done=False)).total is None
+    slower = answers.comparison(pruned, full, "here")
+    assert "0.25x" in slower, "where pruning loses, the page must say so"
+
+
+@pytest.fixture
+def one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's functions on the tiny model, with empty caches."""
+    vlm = tiny_vlm(tiny_model(0))
+    monkeypatch.setattr(studio, "open_vlm", lambda name: vlm)
+    monkeypatch.setattr(studio, "RANKINGS", studio.Results(8))
+    monkeypatch.setattr(studio, "ANSWERS", studio.Results(8))
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A noisy picture on disk."""
+    path = tmp_path / "noise.png"
+    Image.effect_noise((224, 224), 90).convert("RGB").save(path)
+    return str(path)
+
+
+def test_every_method_runs_from_the_page_and_keeps_the_right_number(one_model, picture):
+    for key in studio.PRUNERS:
+        ask = studio.Ask("tiny", picture, "What is this?", key, "neg-cos-mean", 0.5)
+        value, complaint = studio.look(ask)
+        assert complaint == "" and value["n"] == 64
+        *_, (page, complaint) = studio.compare(ask, 75)
+        assert complaint == "" and "16 of 64 visual tokens" in page, key
+
+
+def test_a_second_look_comes_from_the_cache(one_model, picture):
+    ask = studio.Ask("tiny", picture, "What is this?", "idpruner", "norm", 0.3)
+    first = list(studio.compare(ask, 75))
+    again = list(studio.compare(ask, 75))
+    assert len(again) == 2 and again[-1] == first[-1]
+    assert len(studio.ANSWERS.items) == 2
+
+
+@pytest.mark.parametrize(
+    ("image", "question", "words"),
+    [(None, "What?", "picture"), ("/nowhere.png", "What?", "cannot be opened"), ("picture", "  ", "question")],
+)
+def test_bad_input_gives_a_sentence(one_model, picture, image, question, words):
+    ask = studio.Ask("tiny", picture if image == "picture" else image, question, "idpruner", "norm", 0.5)
+    value, complaint = studio.look(ask)
+    assert value is None and words in complaint and 'role="alert"' in complaint
+    *_, (_, complaint) = studio.compare(ask, 75)
+    assert words in complaint
+
+
+def test_results_forget_the_oldest():
+    results = studio.Results(2)
+    for key in "abc":
+        results.put(key, key)
+    assert results.get("a") is None and results.get("b") == "b"
