@@ -9,6 +9,7 @@ run: .venv/run weights
 
 weights: .venv/run
 	$(BIN)/python -m vlm.text_weights
+	$(BIN)/python -c "from pruning.kernels import warm_up; print('  selection:', warm_up())"
 
 test: .venv/dev weights browser
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
