@@ -53,7 +53,7 @@ def attach_adapters(language: nn.Module) -> dict[str, Adapter]:
 
 @dataclass
 class Batch:
-    """ids, segment, labels [B, L]; positions [3, B, L]; images uint8 [B, H, W, 3]; cells and centres [B, gh, gw]."""
+    """ids, segment, labels, weights [B, L]; positions [3, B, L]; images uint8 [B, H, W, 3]; cells and centres [B, gh, gw]."""
 
     images: torch.Tensor
     cells: torch.Tensor
@@ -61,6 +61,7 @@ class Batch:
     ids: torch.Tensor
     segment: torch.Tensor
     labels: torch.Tensor
+    weights: torch.Tensor
     positions: torch.Tensor
 
 
@@ -75,22 +76,26 @@ def pack(prompter: Prompter, scenes: list[world.Scene], pairs: list[list[questio
     head = torch.cat([torch.arange(start).expand(3, -1), image, torch.full((3, 1), after)], 1)
     rows = []
     for asked in pairs:
-        ids, segment, labels, place = list(prefix), [0] * len(prefix), [-100] * len(prefix), []
+        ids, segment, labels, weights, place = list(prefix), [0] * len(prefix), [-100] * len(prefix), [0.0] * len(prefix), []
         for number, question in enumerate(asked, 1):
             context, answer = prompter.suffix(question.text), [*prompter.encode(question.answer), IM_END]
             ids += context + answer
             labels += [-100] * len(context) + answer
+            # Half way between one vote per token and one per answer: lists are ten times as long as "Yes."
+            weights += [0.0] * len(context) + [len(answer) ** -0.5] * len(answer)
             segment += [number] * (len(context) + len(answer))
             place += range(after + 1, after + 1 + len(context) + len(answer))
-        rows.append((ids, segment, labels, place))
+        rows.append((ids, segment, labels, weights, place))
     length = -(-max(len(row[0]) for row in rows) // 16) * 16
     ids, segment = torch.zeros(len(rows), length, dtype=torch.long), torch.full((len(rows), length), -1)
-    labels, positions = torch.full((len(rows), length), -100), torch.zeros(3, len(rows), length, dtype=torch.long)
+    labels, weights = torch.full((len(rows), length), -100), torch.zeros(len(rows), length)
+    positions = torch.zeros(3, len(rows), length, dtype=torch.long)
     for index, row in enumerate(rows):
         size = len(row[0])
-        ids[index, :size], segment[index, :size], labels[index, :size] = (torch.tensor(part) for part in row[:3])
+        for tensor, part in zip((ids, segment, labels, weights), row, strict=False):
+            tensor[index, :size] = torch.tensor(part)
         positions[:, index, : len(prefix)] = head
-        positions[:, index, len(prefix) : size] = torch.tensor(row[3])
+        positions[:, index, len(prefix) : size] = torch.tensor(row[4])
     return Batch(
         images=torch.from_numpy(np.stack([s.image for s in scenes])),
         cells=torch.from_numpy(np.stack([s.labels for s in scenes])),
@@ -98,6 +103,7 @@ def pack(prompter: Prompter, scenes: list[world.Scene], pairs: list[list[questio
         ids=ids,
         segment=segment,
         labels=labels,
+        weights=weights,
         positions=positions,
     )
 
@@ -182,7 +188,8 @@ class Student(nn.Module):
         wanted = batch.labels[:, 1:] >= 0
         logits = F.linear(hidden[:, :-1][wanted], self.language.embed_tokens.weight)
         target = batch.labels[:, 1:][wanted]
-        answers = F.cross_entropy(logits, target)
+        weights = batch.weights[:, 1:][wanted]
+        answers = (F.cross_entropy(logits, target, reduction="none") * weights).sum() / weights.sum()
         return {
             "answers": answers,
             "dense": dense,
