@@ -4,7 +4,8 @@ FROM python:3.12-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends make \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 1000 user
+    && useradd --create-home --uid 1000 user \
+    && install -d -o user -g user /home/user/app
 
 USER user
 WORKDIR /home/user/app

@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: run test lint weights train browser clean
 
-run: .venv/run weights
+run: .venv/run
 	$(BIN)/python app.py
 
 weights: .venv/run
@@ -25,6 +25,7 @@ train: .venv/dev weights
 	$(BIN)/python -m training.export
 
 .venv/run: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "TrimLens needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -r requirements.txt
 	touch $@
@@ -37,7 +38,8 @@ train: .venv/dev weights
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
-		($(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core)
+		($(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends \
+		chromium fonts-dejavu-core) || { echo "Install chromium or google-chrome, then run make test again."; exit 1; }
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -1,5 +1,6 @@
 """TrimLens: which image patches does a vision-language model need? This file wires the page, nothing else."""
 
+import contextlib
 import json
 import os
 import threading
@@ -7,12 +8,12 @@ from pathlib import Path
 
 import gradio as gr
 
-from pruning.kernels import warm_up
 from pruning.registry import METHODS, SCORERS
 from viz import overlay, studio
 from vlm.embedded import NAME
 from vlm.errors import UserError
 from vlm.open import MODELS, open_vlm
+from vlm.text_weights import fetch_gguf
 
 HERE = Path(__file__).resolve().parent
 IMAGES = HERE / "assets" / "images"
@@ -42,7 +43,7 @@ KEEP = "(count) => window.trimlens ? window.trimlens.keep(count) : 75"
 
 def build_demo() -> gr.Blocks:
     """The page; nothing is loaded or launched here."""
-    with gr.Blocks(title="TrimLens", analytics_enabled=False) as demo:
+    with gr.Blocks(title="TrimLens", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
         gr.Markdown(INTRO)
         with gr.Row():
             with gr.Column(scale=4, min_width=320):
@@ -57,7 +58,8 @@ def build_demo() -> gr.Blocks:
                 # The path as it is: decoding, and every complaint about a file, is vlm.images'.
                 image.preprocess = lambda payload: payload.path if payload else None
                 question = gr.Textbox(EXAMPLES[0][1], label="Question", lines=1, max_lines=4, elem_id="question")
-                gr.Examples([[text] for text in SUGGESTIONS], [question], label="Suggestions", elem_id="suggestions")
+                asks = [[text] for text in SUGGESTIONS]
+                suggestions = gr.Examples(asks, [question], label="Suggestions", elem_id="suggestions")
                 gr.Examples(
                     [[str(IMAGES / name), text] for name, text in EXAMPLES],
                     [image, question],
@@ -74,7 +76,7 @@ def build_demo() -> gr.Blocks:
                 model = gr.Dropdown(list(MODELS), value=NAME, label="Model", elem_id="model")
             with gr.Column(scale=7, min_width=320):
                 with gr.Row(equal_height=True):
-                    percent = gr.Slider(0, 98, 75, step=1, label="Prune (%)", scale=5, min_width=220, elem_id="prune")
+                    percent = gr.Slider(0, 99.9, 75, step=0.1, label="Prune (%)", scale=5, min_width=220, elem_id="prune")
                     tokens = gr.Number(label="Patches kept", precision=0, minimum=1, scale=2, min_width=110, elem_id="tokens")
                     go = gr.Button("Answer", variant="primary", scale=1, min_width=90, elem_id="go")
                     stop = gr.Button("Cancel", scale=1, min_width=90, elem_id="stop")
@@ -85,69 +87,54 @@ def build_demo() -> gr.Blocks:
             gr.Markdown(ABOUT)
 
         controls = [model, image, question, method, scorer, lam]
+        asked = gr.State()
 
-        def look(*values):
-            payload, complaint = studio.look(studio.Ask(*values))
-            return (payload if payload else gr.skip()), complaint
+        def show(model, image, question, method, scorer, lam, share, request: gr.Request):
+            ask = studio.Ask(model, image, question, method, scorer, lam)
+            for shown in studio.show(ask, share, request.session_hash):
+                yield parts(shown)
 
-        def compare(*values):
-            yield from studio.compare(studio.Ask(*values[:-1]), values[-1])
+        def cut(ask, share, request: gr.Request):
+            for shown in studio.show(ask, share, request.session_hash, with_overlay=False):
+                yield parts(shown)
+
+        def parts(shown):
+            kept = [shown.overlay, shown.panel, shown.asked]
+            return [gr.skip() if part is None else part for part in kept] + [shown.notice]
+
+        def cancel(request: gr.Request):
+            studio.TURNS.begin(request.session_hash)
+
+        def leave(request: gr.Request):
+            studio.TURNS.end(request.session_hash)
 
         def options(key):
             chosen = METHODS[key]
             return gr.update(interactive=chosen.takes_lambda), gr.update(interactive=chosen.takes_scorer)
 
-        model_queue = {"concurrency_id": "model", "concurrency_limit": 1}
-        answering = {
-            "fn": compare,
-            "inputs": [*controls, percent],
-            "outputs": [panel, problem],
-            "show_progress": "hidden",
-            "api_visibility": "private",
-            **model_queue,
-        }
+        outputs = [patches, panel, asked, problem]
+        # A newer run makes the older one stop (studio.Turns), so runs need not wait for each other in a queue.
+        free = {"trigger_mode": "multiple", "concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         percent.input(None, percent, tokens, js=CUT, api_visibility="private")
         tokens.input(None, tokens, percent, js=KEEP, api_visibility="private")
-        method.change(options, method, [lam, scorer], queue=False, show_progress="hidden", api_visibility="private")
-        released = gr.on([percent.release, tokens.submit], trigger_mode="always_last", **answering)
-        changed = [
-            image.change,
-            question.submit,
-            method.change,
-            scorer.change,
-            lam.release,
-            model.change,
-            go.click,
-            demo.load,
-        ]
-        looked = gr.on(
-            changed,
-            look,
-            controls,
-            [patches, problem],
-            trigger_mode="always_last",
-            show_progress="minimal",
-            show_progress_on=patches,
-            cancels=[released],
-            api_visibility="private",
-            **model_queue,
-        )
-        cut = looked.then(None, percent, tokens, js=CUT, api_visibility="private")
-        answered = cut.then(**answering)
-        gr.on(changed[:-1], None, cancels=[answered], api_visibility="private")
-        stop.click(None, cancels=[released, answered], api_visibility="private")
+        patches.loaded(None, percent, tokens, js=CUT, api_visibility="private")
+        method.change(options, method, [lam, scorer], **quick)
+        changes = [image.change, question.submit, method.change, scorer.change, lam.release, model.change, go.click, demo.load]
+        gr.on(changes, show, [*controls, percent], outputs, **free)
+        suggestions.load_input_event.then(show, [*controls, percent], outputs, **free)
+        gr.on([percent.release, tokens.submit], cut, [asked, percent], outputs, **free)
+        stop.click(cancel, **quick)
+        demo.unload(leave)
     return demo
 
 
 def open_in_background() -> threading.Thread:
-    """Opens the embedded model and compiles the selection kernel while the page is already served."""
+    """Opens the embedded model while the page is already served; a failure is told to whoever asks."""
 
     def work() -> None:
-        try:
+        with contextlib.suppress(UserError):
             open_vlm(NAME)
-        except UserError as error:
-            print(f"  {error}", flush=True)
-        warm_up()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -156,13 +143,17 @@ def open_in_background() -> threading.Thread:
 
 def main() -> None:
     """Serves on GRADIO_SERVER_NAME:GRADIO_SERVER_PORT, by default 127.0.0.1:7860."""
+    try:
+        fetch_gguf()
+    except UserError as error:
+        print(f"  {error}", flush=True)
     open_in_background()
     build_demo().queue(max_size=32).launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         theme=gr.themes.Soft(),
         css_paths=[HERE / "viz" / "answers.css"],
         max_file_size="30mb",
-        footer_links=["api", "gradio", "settings"],
+        footer_links=["gradio", "settings"],
     )
 
 

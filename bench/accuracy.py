@@ -28,7 +28,7 @@ def held_out(limit: int, seed: int = HELD_OUT_SEED) -> list[tuple[Image.Image, q
     while len(pairs) < limit:
         rng = world.rng_for(seed, index)
         index += 1
-        size = world.SIZES[rng.choice(len(world.SIZES), p=np.array(world.SIZE_WEIGHTS) / sum(world.SIZE_WEIGHTS))]
+        size = world.draw_size(rng)
         scene = world.draw(rng, size)
         question = questions.ask(rng, scene, questions.KINDS[len(pairs) % len(questions.KINDS)])
         if question:

@@ -12,6 +12,7 @@ from statistics import median, quantiles
 
 import numpy as np
 import torch
+from PIL import Image
 
 from bench.accuracy import HELD_OUT_SEED
 from pruning.registry import get_method
@@ -40,8 +41,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
     arguments = parser.parse_args(argv)
-    from PIL import Image  # noqa: PLC0415
-
     vlm = open_vlm(NAME)
     picture = Image.fromarray(world.draw(world.rng_for(HELD_OUT_SEED, 0), (448, 448), 4).image)
     runs: dict[float, list[Answer]] = {prune: [] for prune in PRUNES}

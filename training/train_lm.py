@@ -127,7 +127,7 @@ class Examples(IterableDataset):
         index = self.start
         while True:
             rng = world.rng_for(SEED, index)
-            size = world.SIZES[rng.choice(len(world.SIZES), p=np.array(world.SIZE_WEIGHTS) / sum(world.SIZE_WEIGHTS))]
+            size = world.draw_size(rng)
             count = max(1, VISUAL_TOKENS // (size[0] * size[1] // world.CELL**2))
             scenes = [world.draw(rng, size) for _ in range(count)]
             yield vars(pack(self.prompter, scenes, [pairs_of(rng, scene) for scene in scenes]))

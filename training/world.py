@@ -42,6 +42,11 @@ def class_index() -> dict[str, int]:
     return {name: index for index, name in enumerate(classes())}
 
 
+def draw_size(rng: np.random.Generator) -> tuple[int, int]:
+    """A random (height, width), as often as in training."""
+    return SIZES[rng.choice(len(SIZES), p=np.array(SIZE_WEIGHTS) / sum(SIZE_WEIGHTS))]
+
+
 @dataclass(frozen=True)
 class Item:
     """One thing in a scene; ``x``, ``y`` are its centre as a share of the width and height."""

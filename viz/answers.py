@@ -70,7 +70,7 @@ def comparison(full: Answer | None, pruned: Answer | None, where: str) -> str:
     where: what the model ran on, in words.
     """
     if full is None and pruned is None:
-        return '<div class="tl-answers-empty">Ask, and the full and the pruned answer appear here side by side.</div>'
+        return waiting("Ask, and the full and the pruned answer appear here side by side.")
     split = parting(full, pruned) if full and pruned else None
     longest = max(sum(seconds_by_step(a).values()) for a in (full, pruned) if a)
     parts = [
@@ -83,9 +83,15 @@ def comparison(full: Answer | None, pruned: Answer | None, where: str) -> str:
         parts.append(_verdict(full, pruned, split))
     parts.append(_legend())
     parts.append(
-        f'<p class="tl-where">Measured just now, once each, on: {escape(where)}. The vision tower sees every patch either way.</p>'
+        '<p class="tl-where">Measured once each, when first asked, on: '
+        f"{escape(where)}. The vision tower sees every patch either way.</p>"
     )
     return "".join(parts)
+
+
+def waiting(text: str) -> str:
+    """The panel while there is no answer."""
+    return f'<div class="tl-answers-empty">{escape(text)}</div>'
 
 
 def _card(key: str, title: str, answer: Answer | None, split: int | None, longest: float) -> str:

@@ -129,6 +129,7 @@ function load() {
   element.dataset.payload = data.id;
   picture = new Image();
   picture.onload = draw;
+  trigger('loaded');
   picture.src = data.image;
 }
 

@@ -1,6 +1,7 @@
 """What the page does, as plain functions: from the controls' values to an overlay payload and to streamed answers."""
 
 import threading
+import traceback
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from vlm import questions
 from vlm.errors import UserError
 from vlm.images import open_image
 from vlm.model import Answer, Encoded, Vlm
-from vlm.open import open_vlm
+from vlm.open import is_open, open_vlm
 
 MAX_NEW_TOKENS = 48
 KEPT_RESULTS = 256
@@ -83,33 +84,93 @@ def _prepare(ask: Ask) -> tuple[Vlm, Encoded, Ranking, Method]:
     return vlm, image, ranking, method
 
 
-def look(ask: Ask) -> tuple[dict | None, str]:
-    """(overlay payload, notice): every patch's rank and importance, or None and a sentence."""
-    try:
-        _, image, ranking, method = _prepare(ask)
-    except UserError as error:
-        return None, notice(str(error))
+class Turns:
+    """The newest run of every visitor; an older one stops at its next token. This is how Cancel and a new drag work."""
+
+    def __init__(self) -> None:
+        self.lock, self.newest = threading.Lock(), {}
+
+    def begin(self, session: str) -> int:
+        """A new turn, which makes all earlier ones of this visitor stale."""
+        with self.lock:
+            self.newest[session] = self.newest.get(session, 0) + 1
+            return self.newest[session]
+
+    def is_newest(self, session: str, turn: int) -> bool:
+        """Whether nothing was begun since."""
+        return self.newest.get(session) == turn
+
+    def end(self, session: str) -> None:
+        """Forgets a visitor who left."""
+        with self.lock:
+            self.newest.pop(session, None)
+
+
+TURNS = Turns()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the page shows next; None leaves a part as it is. ``asked`` is what the overlay stands for."""
+
+    overlay: dict | None = None
+    panel: str | None = None
+    notice: str = ""
+    asked: Ask | None = None
+
+
+def look(ask: Ask) -> dict:
+    """The overlay's payload: every patch's rank and importance.
+
+    Raises:
+        UserError: the picture, the question or the model cannot be used.
+    """
+    _, image, ranking, method = _prepare(ask)
     title = method.label + (f", lambda {ask.lam:g}" if method.takes_lambda else "")
     scorer = (method.scorer or SCORERS["neg-cos-mean"]).label
-    value = overlay.payload(image.picture, image.features, image.grid, ranking, title, scorer)
-    return value, ""
+    return overlay.payload(image.picture, image.features, image.grid, ranking, title, scorer)
 
 
-def compare(ask: Ask, percent: float) -> Iterator[tuple[str, str]]:
-    """Streams (answers panel, notice): the full answer, then the pruned one, each token as it is decoded."""
+def compare(ask: Ask, percent: float) -> Iterator[str]:
+    """Streams the answers panel: the full answer, then the pruned one, each token as it is decoded.
+
+    Raises:
+        UserError: as :func:`look`.
+    """
+    prune = min(max(float(percent or 0) / 100, 0.0), 0.999)
+    vlm, image, ranking, method = _prepare(ask)
+    question = questions.clean(ask.question)
+    base = (ask.model, image.key, question)
+    full = None
+    for full in _stream(vlm, (*base, None), image, question, None, 0.0):
+        yield answers.comparison(full, None, vlm.placement.reason)
+    key = (*base, method, keep_count(len(ranking.order), prune))
+    for pruned in _stream(vlm, key, image, question, ranking, prune):
+        yield answers.comparison(full, pruned, vlm.placement.reason)
+
+
+def show(ask: Ask | None, percent: float, session: str, with_overlay: bool = True) -> Iterator[Shown]:
+    """One run of the page: the overlay, then both answers, until it is done or a newer run of this visitor begins."""
+    turn = TURNS.begin(session)
     try:
-        prune = min(max(float(percent) / 100, 0.0), 0.999)
-        vlm, image, ranking, method = _prepare(ask)
-        question = questions.clean(ask.question)
-        base = (ask.model, image.key, question)
-        budget = keep_count(len(ranking.order), prune)
-        full = pruned = None
-        for full in _stream(vlm, (*base, None), image, question, None, 0.0):
-            yield answers.comparison(full, None, vlm.placement.reason), ""
-        for pruned in _stream(vlm, (*base, method, budget), image, question, ranking, prune):
-            yield answers.comparison(full, pruned, vlm.placement.reason), ""
-    except UserError as error:
-        yield answers.comparison(None, None, ""), notice(str(error))
+        if ask is None:
+            raise UserError("Please choose or upload a picture first.")
+        if not is_open(ask.model):
+            yield Shown(panel=answers.waiting(f"Opening {ask.model} ..."))
+        if with_overlay:
+            value = look(ask)
+            if not TURNS.is_newest(session, turn):
+                return
+            yield Shown(overlay=value, asked=ask)
+        for panel in compare(ask, percent):
+            if not TURNS.is_newest(session, turn):
+                return
+            yield Shown(panel=panel)
+    except (UserError, ValueError, RuntimeError) as error:
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        text = str(error) if isinstance(error, UserError) else f"This did not work: {str(error).splitlines()[0][:200]}"
+        yield Shown(notice=notice(text))
 
 
 def _stream(vlm: Vlm, key: Hashable, image: Encoded, question: str, ranking: Ranking | None, prune: float) -> Iterator[Answer]:

@@ -1,6 +1,7 @@
 """Where and how a model runs, decided once, with the reason in words that the page can show."""
 
 import importlib.util
+import os
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,13 @@ def choose(big: bool) -> Placement:
     if not 8 <= major <= 9:
         return Placement("cuda", dtype, "sdpa", f"{name}, {short}, PyTorch SDPA (flash-attn 2 does not cover sm_{major}{minor})")
     return Placement("cuda", dtype, "flash_attention_2", f"{name}, {short}, flash-attn 2")
+
+
+def memory(device: str) -> int:
+    """Bytes of memory for weights: free on a GPU, physical on a CPU."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def synchronise(device: str) -> None:

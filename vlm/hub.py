@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -13,7 +12,8 @@ from vlm.errors import UserError
 from vlm.model import Vlm
 
 # An allow-list: a free-text repository name on a public page would be a way to make the server fetch anything.
-HUB_MODELS = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct")
+# The bytes are what the 16-bit weights need, with some room for the activations.
+HUB_MODELS = {"Qwen/Qwen2.5-VL-3B-Instruct": 9_000_000_000, "Qwen/Qwen2.5-VL-7B-Instruct": 18_000_000_000}
 MIN_TOKENS, MAX_TOKENS = 64, 1024
 FAMILY = "qwen2_5_vl"
 SYSTEM = "You are a helpful assistant."
@@ -62,6 +62,12 @@ def open_hub(name: str) -> Vlm:
         UserError: it cannot be fetched or is of another family.
     """
     placement = device.choose(big=True)
+    needed, there = HUB_MODELS.get(name, 0), device.memory(placement.device)
+    if needed > there:
+        raise UserError(
+            f"{Path(name).name} needs about {needed / 1e9:.0f} GB of memory; this machine has {there / 1e9:.0f} GB. "
+            "The embedded model goes on working."
+        )
     try:
         # Another family's config would be filled up with the defaults of the 72B model, and fill the memory.
         if (family := AutoConfig.from_pretrained(name).model_type) != FAMILY:
@@ -71,6 +77,7 @@ def open_hub(name: str) -> Vlm:
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             name, dtype=placement.dtype, attn_implementation=placement.attention
         )
+        model = model.to(placement.device).eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{Path(name).name} could not be opened: {_reason(error)} The hub must be reachable (or the model in the local "
@@ -78,5 +85,4 @@ def open_hub(name: str) -> Vlm:
         ) from error
     config = model.config
     prompter = HubPrompter(tokenizer, config.image_token_id, config.vision_start_token_id, config.vision_end_token_id)
-    model = model.to(torch.device(placement.device)).eval()
-    return Vlm(name, model, prompter, processor, placement, note="downloaded from the hub, not trained here")
+    return Vlm(name, model, prompter, processor, placement)

@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -97,7 +97,6 @@ class Vlm:
     prompter: Prompter
     processor: Qwen2VLImageProcessorPil
     placement: device.Placement
-    note: str = ""
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
@@ -141,7 +140,7 @@ class Vlm:
         """What a pruning method may look at; ``needs`` names the optional parts ("question", "attention")."""
         asked = attention = None
         if "question" in needs:
-            ids = torch.tensor(self.prompter.encode(question), device=image.features.device)
+            ids = torch.tensor(self.prompter.encode(question), dtype=torch.long, device=image.features.device)
             asked = self.model.get_input_embeddings()(ids).float()
         if "attention" in needs:
             attention = attention_probe.mean_query_attention(self.model.model.visual, image.seen, image.grid_thw)
@@ -164,7 +163,6 @@ class Vlm:
         rankings: list[Ranking] | None = None,
         prune: float = 0.0,
         max_new_tokens: int = 48,
-        cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Answer]:
         """Yields the answer after every token; with ``rankings`` the fraction ``prune`` of each image's tokens is left out.
 
@@ -185,7 +183,7 @@ class Vlm:
         if rankings:
             answer.timings.scoring = sum(r.scoring_s for r in rankings)
             answer.timings.selection = sum(r.selection_s for r in rankings)
-        yield from self._decode(answer, self.prompt(images, question, keeps), max_new_tokens, cancelled)
+        yield from self._decode(answer, self.prompt(images, question, keeps), max_new_tokens)
 
     def prompt(self, images: list[Encoded], question: str, keeps: list[np.ndarray | None]) -> prefill.PrunedPrompt:
         """The pruned single-row prompt of a question about ``images``."""
@@ -194,7 +192,7 @@ class Vlm:
         with torch.inference_mode():
             return prefill.build(self.model, [(ids, visual)])
 
-    def _decode(self, answer: Answer, prompt: prefill.PrunedPrompt, limit: int, cancelled) -> Iterator[Answer]:
+    def _decode(self, answer: Answer, prompt: prefill.PrunedPrompt, limit: int) -> Iterator[Answer]:
         answer.prompt_tokens = prompt.input_ids.shape[1]
         ends = self.model.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
@@ -219,7 +217,7 @@ class Vlm:
             answer.pieces.append(text[len(answer.text) :])
             answer.text = text
             yield answer
-            if ended or cancelled():
+            if ended:
                 return
 
 

@@ -1,14 +1,15 @@
 """Opens a model by name, once."""
 
 import threading
-from functools import lru_cache
 from pathlib import Path
 
+from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from pruning.kernels import warm_up
 from vlm import device, embedded, hub
 from vlm.errors import UserError
-from vlm.model import Vlm
+from vlm.model import Vlm, last
 
 MODELS = (embedded.NAME, *hub.HUB_MODELS)
 MIN_SIDE, MAX_SIDE = 224, 448
@@ -19,27 +20,48 @@ def embedded_processor() -> Qwen2VLImageProcessorPil:
     return Qwen2VLImageProcessorPil(min_pixels=MIN_SIDE**2, max_pixels=MAX_SIDE**2)
 
 
-_OPENING = threading.Lock()
+_LOCKS = {"embedded": threading.Lock(), "hub": threading.Lock()}
+_OPENED: dict[str, Vlm] = {}
+
+
+def is_open(name: str) -> bool:
+    """Whether :func:`open_vlm` would answer at once."""
+    return name in _OPENED
 
 
 def open_vlm(name: str = embedded.NAME) -> Vlm:
-    """The model called ``name``: the embedded one, an allowed hub name, or a local folder; opened once.
+    """The model called ``name``, opened and warmed up once: the embedded one, an allowed hub name, or a local folder.
+
+    Only one other model than the embedded one is kept in memory.
 
     Raises:
         UserError: the name is unknown or the weights cannot be had.
     """
-    with _OPENING:
-        return _open(name)
+    with _LOCKS["embedded" if name == embedded.NAME else "hub"]:
+        if name not in _OPENED:
+            if name != embedded.NAME:
+                for other in [key for key in _OPENED if key != embedded.NAME]:
+                    del _OPENED[other]
+            vlm = _open(name)
+            warm_up()
+            _warm(vlm)
+            _OPENED[name] = vlm
+        return _OPENED[name]
 
 
-@lru_cache(maxsize=2)
 def _open(name: str) -> Vlm:
     if name == embedded.NAME:
         model, prompter = embedded.open_model()
         placement = device.choose(big=False)
         model = model.to(placement.device, placement.dtype)
-        note = "made by this project; knows pictograms, coloured shapes and where they are, and little else"
-        return Vlm(name, model, prompter, embedded_processor(), placement, note)
+        return Vlm(name, model, prompter, embedded_processor(), placement)
     if name not in hub.HUB_MODELS and not Path(name).is_dir():
         raise UserError(f"Unknown model {name!r}. Choose one of: {', '.join(MODELS)}, or a local folder.")
     return hub.open_hub(name)
+
+
+def _warm(vlm: Vlm) -> None:
+    """One small question, so that the first measured one does not pay for allocations and compilation."""
+    image = vlm.encode(Image.new("RGB", (MIN_SIDE, MIN_SIDE), "white"))
+    last(vlm.answer([image], "Hello", max_new_tokens=3))
+    vlm.forget()

