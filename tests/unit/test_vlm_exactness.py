@@ -241,9 +241,11 @@ def test_a_batch_may_hold_a_row_without_images(tiny, pair):
     assert_close(together[1], alone, LIMIT, "text-only row, logits")
 
 
-@pytest.mark.parametrize("keep", [[], [3, 3], [4, 2]], ids=["nothing", "a repeat", "not in order"])
+@pytest.mark.parametrize(
+    "keep", [[], [3, 3], [4, 2], [-1, 3], [3, 9999]], ids=["nothing", "a repeat", "not in order", "negative", "beyond"]
+)
 def test_a_keep_that_is_no_ordered_set_is_refused(pair, keep):
-    with pytest.raises(ValueError, match="at least one index, in raster order"):
+    with pytest.raises(ValueError, match="in raster order, at least one, no repeats"):
         prefill.VisualInput(pair[0].features, pair[0].grid_thw, np.array(keep, np.int64))
 
 

@@ -85,7 +85,6 @@ def test_a_folder_opens_by_its_path(folder, hub):
     assert vlm.name == str(folder)
     assert vlm.model.dtype == hub.placement.dtype
     assert not vlm.model.training
-    assert "not trained here" in vlm.note
 
 
 def test_an_image_is_limited_to_1024_tokens_and_has_at_least_64(hub):
