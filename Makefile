@@ -8,7 +8,7 @@ run: .venv/run
 	$(BIN)/python app.py
 
 weights: .venv/run
-	$(BIN)/python -m vlm.text_weights
+	$(BIN)/python -m vlm.gguf_text
 	$(BIN)/python -c "from pruning.kernels import warm_up; print('  selection:', warm_up())"
 
 test: .venv/dev weights browser

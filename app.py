@@ -12,8 +12,8 @@ from pruning.registry import METHODS, SCORERS
 from viz import overlay, studio
 from vlm.embedded import NAME
 from vlm.errors import UserError
+from vlm.gguf_text import prepare
 from vlm.open import MODELS, open_vlm
-from vlm.text_weights import fetch_gguf
 
 HERE = Path(__file__).resolve().parent
 IMAGES = HERE / "assets" / "images"
@@ -144,7 +144,7 @@ def open_in_background() -> threading.Thread:
 def main() -> None:
     """Serves on GRADIO_SERVER_NAME:GRADIO_SERVER_PORT, by default 127.0.0.1:7860."""
     try:
-        fetch_gguf()
+        prepare()
     except UserError as error:
         print(f"  {error}", flush=True)
     open_in_background()

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from vlm import text_weights
+from vlm import gguf_text, text_weights
 from vlm.errors import UserError
-from vlm.tokenizer import END_OF_TEXT, IM_END, IMAGE_PAD, VISION_END, VISION_START, Prompter, build
+from vlm.tokenizer import END_OF_TEXT, IM_END, IMAGE_PAD, VISION_END, VISION_START, Prompter
 
 MODEL_DIR = Path(__file__).resolve().parent.parent / "assets" / "model"
 NAME = "TrimLens-150M"
@@ -59,17 +59,16 @@ def open_text_model(
     progress: text_weights.Progress = text_weights.print_progress,
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Prompter]:
     """The class with SmolLM2's weights and an untrained vision tower, float32, in eval mode, and the prompter."""
-    reader = text_weights.read_gguf(text_weights.fetch_gguf(progress))
+    state, tokenizer = gguf_text.load(progress)
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(config())
-    state = text_weights.state_dict(reader)
     language = model.model.language_model
     language.load_state_dict(state, strict=True, assign=True)
     _materialise(model)
     model.lm_head.weight = language.embed_tokens.weight
     model.generation_config.eos_token_id = [IM_END, END_OF_TEXT]
     model.generation_config.pad_token_id = END_OF_TEXT
-    return model.eval(), Prompter(build(*text_weights.vocabulary(reader)))
+    return model.eval(), Prompter(tokenizer)
 
 
 def _materialise(model: Qwen2_5_VLForConditionalGeneration) -> None:

