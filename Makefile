@@ -23,6 +23,7 @@ train: .venv/dev weights
 	$(BIN)/python -m training.train_tower
 	$(BIN)/python -m training.train_lm
 	$(BIN)/python -m training.export
+	$(BIN)/python -m training.train_scorer
 
 .venv/run: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "TrimLens needs Python 3.11 or newer")'

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from pruning.registry import METHODS, get_method
+from pruning.registry import METHODS, SCORERS, Method, get_method
 from training import questions, world
 from vlm.embedded import NAME
 from vlm.model import Vlm, last
@@ -36,10 +36,10 @@ def held_out(limit: int, seed: int = HELD_OUT_SEED) -> list[tuple[Image.Image, q
     return pairs
 
 
-def answer(vlm: Vlm, picture: Image.Image, question: str, method: str, prune: float) -> str:
+def answer(vlm: Vlm, picture: Image.Image, question: str, method: Method, prune: float) -> str:
     """The model's answer through the code that the page runs."""
     image = vlm.encode(picture)
-    rankings = None if method == "none" else [vlm.rank(image, question, get_method(method))]
+    rankings = None if method.key == "none" else [vlm.rank(image, question, method)]
     return last(vlm.answer([image], question, rankings, prune, max_new_tokens=40)).text
 
 
@@ -55,15 +55,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=400)
     parser.add_argument("--seed", type=int, default=HELD_OUT_SEED)
     parser.add_argument("--method", default="none", choices=list(METHODS))
+    parser.add_argument("--scorer", choices=list(SCORERS), help="importance (the trained one for idpruner where there is one)")
     parser.add_argument("--prune", type=float, default=0.0)
     parser.add_argument("--no-blank", action="store_true", help="leave the blind runs out")
     parser.add_argument("--show", type=int, default=0, help="print this many questions with their answers")
     arguments = parser.parse_args(argv)
     vlm = open_vlm(NAME)
+    method = get_method(arguments.method, trained=vlm.scorer is not None).with_(scorer=arguments.scorer)
     pairs = held_out(arguments.limit, arguments.seed)
     seeing, blind = [], []
     for number, (picture, question) in enumerate(pairs, 1):
-        text = answer(vlm, picture, question.text, arguments.method, arguments.prune)
+        text = answer(vlm, picture, question.text, method, arguments.prune)
         seeing.append(questions.is_right(question, text))
         if not arguments.no_blank:
             blank = answer(vlm, Image.new("RGB", picture.size, GREY), question.text, "none", 0.0)
@@ -84,6 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         "interval": interval(seeing),
         "blank_interval": interval(blind) if blind else None,
         "method": arguments.method,
+        "scorer": method.scorer.key if method.scorer else None,
         "prune": arguments.prune,
     }
     print(json.dumps(record))

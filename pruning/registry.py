@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from pruning.scorers import MeanQueryAttention, NegCosMean, Norm, Relevance, Scorer
+from pruning.scorers import MeanQueryAttention, NegCosMean, Norm, Relevance, Scorer, Trained
 from pruning.selectors import MMR, FarthestPoint, KeepAll, Random, Selector, TopK, UniformGrid
 from pruning.tokens import Ranking, VisualTokens
 
@@ -17,7 +17,7 @@ class Method:
     """A way to prune: who scores, who selects, where it comes from and what it costs.
 
     scorer None means that the order does not depend on importance. needs_attention_maps: whether it needs the
-    N x N attention weights that FlashAttention never writes.
+    N x N attention weights that FlashAttention never writes. trained: what scores instead where the model has it.
     """
 
     key: str
@@ -27,6 +27,7 @@ class Method:
     selector: Selector
     needs_attention_maps: bool = False
     note: str = ""
+    trained: Scorer | None = None
 
     @property
     def takes_lambda(self) -> bool:
@@ -69,11 +70,15 @@ class Method:
         return Ranking(order, importance, scoring_s, _now(tokens.features) - start, self.key)
 
 
-def get_method(key: str) -> Method:
-    """The registered method. Raises ValueError that lists the known names."""
+def get_method(key: str, trained: bool = False) -> Method:
+    """The registered method; with its trained scorer, if it has one, where the model is ``trained`` for it.
+
+    Raises ValueError that lists the known names.
+    """
     if key not in METHODS:
         raise ValueError(f"Unknown pruning method '{key}'. Known: {', '.join(METHODS)}.")
-    return METHODS[key]
+    method = METHODS[key]
+    return replace(method, scorer=method.trained, note="") if trained and method.trained else method
 
 
 def _scorer(scorer: str | Scorer) -> Scorer:
@@ -94,12 +99,20 @@ def _now(features: torch.Tensor) -> float:
     return time.perf_counter()
 
 
-SCORERS: dict[str, Scorer] = {s.key: s for s in (NegCosMean(), Norm(), Relevance(), MeanQueryAttention())}
+SCORERS: dict[str, Scorer] = {s.key: s for s in (NegCosMean(), Norm(), Relevance(), MeanQueryAttention(), Trained())}
 
 _IDPRUNER = "IDPruner, arXiv 2602.13315"
 _ALL = (
     Method("none", "Keep every token", "baseline", None, KeepAll(), note="The model as it is."),
-    Method("idpruner", "IDPruner: importance + diversity", _IDPRUNER, NegCosMean(), MMR(lam=0.5)),
+    Method(
+        "idpruner",
+        "IDPruner: importance + diversity",
+        _IDPRUNER,
+        NegCosMean(),
+        MMR(lam=0.5),
+        note="The paper's importance is trained; without a trained scorer this is the training-free one.",
+        trained=Trained(),
+    ),
     Method("topk", "Top-k: importance only", "baseline", NegCosMean(), TopK()),
     Method("farthest", "Farthest point: diversity only", "Gonzalez 1985", NegCosMean(), FarthestPoint()),
     Method("random", "Random", "baseline", None, Random(), note="Report it with several seeds."),

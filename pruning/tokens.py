@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from pruning.scorers.trained import ScorerWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,6 +21,7 @@ class VisualTokens:
     question: floating [T, D], input embeddings of the question's tokens, or None.
     attention: floating [N], mean-query attention each merged token receives in the vision tower's last
     full-attention layer, or None.
+    weights: of the scorer that was trained on this model's tokens, or None.
     Raises ValueError when a shape, type or value is wrong.
     """
 
@@ -24,6 +29,7 @@ class VisualTokens:
     grid: tuple[int, int]
     question: torch.Tensor | None = None
     attention: torch.Tensor | None = None
+    weights: ScorerWeights | None = None
 
     def __post_init__(self) -> None:
         x = self.features
@@ -40,6 +46,8 @@ class VisualTokens:
             raise ValueError(f"question must be [T, {dim}] with T >= 1, got {tuple(q.shape)}.")
         if self.attention is not None and tuple(self.attention.shape) != (n,):
             raise ValueError(f"attention must be [{n}], got {tuple(self.attention.shape)}.")
+        if self.weights is not None and self.weights.width != dim:
+            raise ValueError(f"The scorer was trained for tokens of width {self.weights.width}; these have {dim}.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,13 +25,13 @@ def main() -> None:
         if not name.startswith("probe."):
             state[name] = tensor * SCALE if name.endswith(".lora_b") else tensor
     MODEL_DIR.mkdir(parents=True, exist_ok=True)
-    for old in MODEL_DIR.glob("*.safetensors"):
+    for old in MODEL_DIR.glob("trimlens-*.safetensors"):
         old.unlink()
     for number, shard in enumerate(_shards({k: v.half().contiguous() for k, v in state.items()}), 1):
         save_file(shard, MODEL_DIR / f"trimlens-{number}.safetensors")
     card = {"name": NAME, "steps": saved["step"], "minutes": round(saved["spent"] / 60, 1), "adapter_rank": RANK}
     (MODEL_DIR / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    print(json.dumps(card | {"bytes": sum(f.stat().st_size for f in MODEL_DIR.glob("*.safetensors"))}))
+    print(json.dumps(card | {"bytes": sum(f.stat().st_size for f in MODEL_DIR.glob("trimlens-*.safetensors"))}))
 
 
 def _shards(state: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

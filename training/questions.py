@@ -5,40 +5,46 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training import icons, world
+from training import charts, icons, world
 
-KINDS = ("name", "place", "exist", "count", "where", "color", "list")
+KINDS = ("name", "list", "exist", "count", "place", "where", "relation", "color", "shape", "read", "chart", "document", "describe")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-UNCOUNTED = {"fire"}
 
-NAME = ("What is in the picture?", "What is this?", "What do you see?", "What does the picture show?")
+NAME = ("What is in the picture?", "What is this?", "What do you see?", "What does the picture show?", "What is in this picture?")
 LIST = (
     "What is in the picture?",
     "What do you see?",
     "List the objects in the picture.",
     "What does the picture show?",
+    "What is in this picture?",
+    "Describe the picture.",
 )
 PLACE = ("What is at the {place}?", "What do you see at the {place}?", "What is at the {place} of the picture?")
 CENTER = ("What is in the center?", "What do you see in the center?", "What is in the center of the picture?")
-EXIST = ("Is there {thing} in the picture?", "Is there {thing}?", "Do you see {thing}?")
+EXIST = ("Is there {thing} in the picture?", "Is there {thing}?", "Do you see {thing}?", "Can you see {thing}?")
 COUNT = ("How many objects are there?", "How many objects are in the picture?", "How many things do you see?")
-COUNT_KIND = ("How many of them are {name}?",)
 WHERE = ("Where is the {name}?", "Where in the picture is the {name}?")
 COLOR = ("What color is the {shape}?", "What is the color of the {shape}?")
+SHAPE = ("What shape is {color}?", "Which shape is {color}?", "What is the {color} shape?")
+RELATION = {"left of": (1, -1), "right of": (1, 1), "above": (0, -1), "below": (0, 1)}
+READ = ("What does it say?", "What is written in the picture?", "Read the text.", "What is the word in the picture?")
+READ_AT = ("What is written at the {place}?", "What does it say at the {place}?", "Which word is at the {place}?")
+READ_ALL = ("Read all words.", "Which words are in the picture?", "Read the words.")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question of one kind with its right answer."""
+    """A question of one kind with its right answer, and the turns (question, answer) before it."""
 
     kind: str
     text: str
     answer: str
+    history: tuple[tuple[str, str], ...] = ()
 
 
 def with_article(name: str) -> str:
     """("cat" -> "a cat", "owl" -> "an owl", "fire" -> "some fire")."""
-    if name in UNCOUNTED:
+    if name in icons.UNCOUNTED:
         return f"some {name}"
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
@@ -61,38 +67,124 @@ def reading_order(scene: world.Scene) -> list[world.Item]:
 
 def ask(rng: np.random.Generator, scene: world.Scene, kind: str) -> Question | None:
     """A random question of ``kind`` about the scene, or None where the scene allows none."""
+    made = _ASK[kind](rng, scene)
+    return Question(kind, *made) if made else None
+
+
+def follow_up(rng: np.random.Generator, scene: world.Scene, first: Question, second: Question) -> Question:
+    """The second question as a second turn; where the first one's answer is an item, often "Where is it?"."""
+    before = (*first.history, (first.text, first.answer))
     names = [item.name for item in scene.items]
-    if not names:
+    named = [item for item in scene.items if first.kind in ("name", "place") and first.answer == sentence(with_article(item.name))]
+    if named and names.count(named[0].name) == 1 and (where := world.place(named[0])) and rng.random() < 0.6:
+        answer = sentence("in the center" if where == "center" else f"at the {where}")
+        return Question("where", "Where is it?", answer, before)
+    return Question(second.kind, second.text, second.answer, before)
+
+
+def _pick(rng: np.random.Generator, texts: tuple[str, ...], **blanks: str) -> str:
+    return texts[rng.integers(len(texts))].format(**blanks)
+
+
+def _ask_name(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
+    return (_pick(rng, NAME), sentence(with_article(scene.items[0].name))) if len(scene.items) == 1 else None
+
+
+def _ask_list(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
+    things = [item.name for item in reading_order(scene)]
+    return (_pick(rng, LIST), sentence(listed(things))) if len(things) > 1 else None
+
+
+def _ask_count(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
+    return (_pick(rng, COUNT), sentence(NUMBERS[len(scene.items)])) if scene.items else None
+
+
+def _ask_where(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
+    names = [item.name for item in scene.items]
+    clear = [(item, where) for item in scene.items if names.count(item.name) == 1 and (where := world.place(item))]
+    if not clear:
         return None
-    if kind == "name":
-        return Question(kind, str(rng.choice(NAME)), sentence(with_article(names[0]))) if len(names) == 1 else None
-    if kind == "list":
-        things = [item.name for item in reading_order(scene)]
-        return Question(kind, str(rng.choice(LIST)), sentence(listed(things))) if len(names) > 1 else None
-    if kind == "place":
-        return _ask_place(rng, scene)
-    if kind == "exist":
-        return _ask_existence(rng, names)
-    if kind == "count":
-        return Question(kind, str(rng.choice(COUNT)), sentence(NUMBERS[len(names)]))
-    if kind == "where":
-        clear = [(item, where) for item in scene.items if names.count(item.name) == 1 and (where := world.place(item))]
-        if not clear:
+    item, where = clear[rng.integers(len(clear))]
+    return _pick(rng, WHERE, name=item.name), sentence("in the center" if where == "center" else f"at the {where}")
+
+
+def _ask_relation(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
+    """Left of, right of, above or below one item: the only other item there, or whether a named one is."""
+    names = [item.name for item in scene.items]
+    single = [item for item in scene.items if names.count(item.name) == 1]
+    if len(single) < 2:
+        return None
+    first, second = (single[i] for i in rng.choice(len(single), 2, replace=False))
+    words = str(rng.choice(list(RELATION)))
+    axis, sign = RELATION[words]
+    if rng.random() < 0.5:
+        gap = ((first.y, first.x)[axis] - (second.y, second.x)[axis]) * sign
+        if abs(gap) < 0.1:
             return None
-        item, where = clear[rng.integers(len(clear))]
-        answer = "in the center" if where == "center" else f"at the {where}"
-        return Question(kind, str(rng.choice(WHERE)).format(name=item.name), sentence(answer))
-    shapes = [name.split() for name in names if " " in name]
-    single = [(color, shape) for color, shape in shapes if [s for _, s in shapes].count(shape) == 1]
-    if not single:
+        return f"Is the {first.name} {words} the {second.name}?", "Yes." if gap > 0 else "No."
+    gaps = [(((i.y, i.x)[axis] - (first.y, first.x)[axis]) * sign, i.name) for i in scene.items if i is not first]
+    there = [name for gap, name in gaps if gap > 0]
+    if len(there) != 1 or any(abs(gap) < 0.08 for gap, _ in gaps):
+        return None
+    return f"What is {words} the {first.name}?", sentence(with_article(there[0]))
+
+
+def _single_shapes(scene: world.Scene, part: int) -> list[tuple[str, str]]:
+    """(color, shape) of the shapes whose color (0) or form (1) no other shape has."""
+    shapes = [tuple(item.name.split()) for item in scene.items if " " in item.name]
+    return [shape for shape in shapes if [s[part] for s in shapes].count(shape[part]) == 1]
+
+
+def _ask_color(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
+    if not (single := _single_shapes(scene, 1)):
         return None
     color, shape = single[rng.integers(len(single))]
-    return Question(kind, str(rng.choice(COLOR)).format(shape=shape), sentence(color))
+    return _pick(rng, COLOR, shape=shape), sentence(color)
 
 
-def _ask_place(rng: np.random.Generator, scene: world.Scene) -> Question | None:
+def _ask_shape(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
+    if not (single := _single_shapes(scene, 0)):
+        return None
+    color, shape = single[rng.integers(len(single))]
+    return _pick(rng, SHAPE, color=color), sentence(f"a {shape}")
+
+
+def _ask_read(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
+    if scene.kind not in ("objects", "words") or not scene.texts:
+        return None
+    if len(scene.texts) == 1 and rng.random() < 0.7:
+        return _pick(rng, READ), sentence(scene.texts[0].text.lower())
+    places = [world.place(text) for text in scene.texts]
+    single = [(place, text) for place, text in zip(places, scene.texts, strict=True) if place and places.count(place) == 1]
+    if None not in places and single and rng.random() < 0.7:
+        place, text = single[rng.integers(len(single))]
+        return _pick(rng, READ_AT, place=place), sentence(text.text.lower())
+    ordered = sorted(scene.texts, key=lambda text: (int(text.y * 3), text.x))
+    return (_pick(rng, READ_ALL), sentence(", ".join(text.text.lower() for text in ordered))) if len(ordered) > 1 else None
+
+
+def _ask_document(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
+    if not scene.document:
+        return None
+    texts, answer = scene.document.facts[rng.integers(len(scene.document.facts))]
+    return _pick(rng, texts), answer
+
+
+def _ask_describe(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
+    """What a picture that is no scene of items shows."""
+    if scene.chart:
+        form = "bar" if scene.chart.colors else "line"
+        return _pick(rng, LIST[:2] + LIST[3:]), sentence(f"a {form} chart of {', '.join(map(str.lower, scene.chart.labels))}")
+    if scene.document:
+        return _pick(rng, LIST[:2] + LIST[3:]), sentence(f"a {scene.document.kind}")
+    if scene.kind == "words" and len(scene.texts) == 1:
+        return _pick(rng, LIST[:2] + LIST[3:]), sentence(f"the word {scene.texts[0].text.lower()}")
+    return None
+
+
+def _ask_place(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
     at = [(world.place(item), item.name) for item in scene.items]
-    if any(where is None for where, _ in at):
+    if not at or scene.texts or any(where is None for where, _ in at):
         return None
     taken = [where for where, _ in at]
     every = [world.place_name(row, column) for row in range(3) for column in range(3)]
@@ -103,23 +195,40 @@ def _ask_place(rng: np.random.Generator, scene: world.Scene) -> Question | None:
     else:
         where, name = single[rng.integers(len(single))]
         answer = with_article(name)
-    text = str(rng.choice(CENTER)) if where == "center" else str(rng.choice(PLACE)).format(place=where)
-    return Question("place", text, sentence(answer))
+    return _pick(rng, CENTER) if where == "center" else _pick(rng, PLACE, place=where), sentence(answer)
 
 
-def _ask_existence(rng: np.random.Generator, names: list[str]) -> Question:
+def _ask_existence(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
+    if not scene.items:
+        return None
+    names = [item.name for item in scene.items]
     there = rng.random() < 0.5
     if there:
         name = names[rng.integers(len(names))]
     else:
-        others = [name for name in world.classes()[1:] if name not in names]
+        others = [name for name in world.things() if name not in names]
         # Half of the absent shapes share a colour or a form with one that is there.
         near = [o for o in others if any(" " in n and (set(o.split()) & set(n.split())) for n in names)]
-        pick = near if near and rng.random() < 0.5 else others
+        pick = near if near and rng.random() < 0.35 else [o for o in others if " " not in o]
         name = pick[rng.integers(len(pick))]
-        if name not in icons.NOUNS and not near and rng.random() < 0.6:
-            name = str(rng.choice([o for o in icons.names() if o not in names]))
-    return Question("exist", str(rng.choice(EXIST)).format(thing=with_article(name)), "Yes." if there else "No.")
+    return _pick(rng, EXIST, thing=with_article(name)), "Yes." if there else "No."
+
+
+_ASK = {
+    "name": _ask_name,
+    "list": _ask_list,
+    "exist": _ask_existence,
+    "count": _ask_count,
+    "place": _ask_place,
+    "where": _ask_where,
+    "relation": _ask_relation,
+    "color": _ask_color,
+    "shape": _ask_shape,
+    "read": _ask_read,
+    "chart": lambda rng, scene: charts.ask(rng, scene.chart) if scene.chart else None,
+    "document": _ask_document,
+    "describe": _ask_describe,
+}
 
 
 def normalise(text: str) -> str:
@@ -130,10 +239,11 @@ def normalise(text: str) -> str:
 
 def is_right(question: Question, answer: str) -> bool:
     """Exact match after :func:`normalise`; a list is right when it names the same things, in any order."""
-    if question.kind != "list":
+    if question.kind not in ("list", "describe"):
         return normalise(answer) == normalise(question.answer)
-    return _things(answer) == _things(question.answer)
+    return things(answer) == things(question.answer)
 
 
-def _things(text: str) -> list[str]:
+def things(text: str) -> list[str]:
+    """The things of a list in words, sorted."""
     return sorted(normalise(part) for part in re.split(r",|\band\b", text) if part.strip(" ."))

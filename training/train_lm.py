@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from training import common, questions, tower, world
+from training import common, plain, questions, tower, world
 from training.train_tower import Heads, centres
 from vlm import embedded
 from vlm.tokenizer import IM_END, VISION_START, Prompter
@@ -24,6 +24,7 @@ RANK, SCALE = 16, 2.0
 PAIRS = 12
 VISUAL_TOKENS = 192  # a batch
 PROBE_LAYER = 7
+FOLLOW_UPS, PLAIN = 0.4, 0.4  # shares of pictures with a second turn, and with a question that is not about the picture
 KIND_WEIGHTS = {"name": 1.0, "list": 1.2, "place": 2.0, "exist": 1.6, "count": 1.0, "where": 2.0, "color": 0.8}
 
 
@@ -78,7 +79,7 @@ def pack(prompter: Prompter, scenes: list[world.Scene], pairs: list[list[questio
     for asked in pairs:
         ids, segment, labels, weights, place = list(prefix), [0] * len(prefix), [-100] * len(prefix), [0.0] * len(prefix), []
         for number, question in enumerate(asked, 1):
-            context, answer = prompter.suffix(question.text), [*prompter.encode(question.answer), IM_END]
+            context, answer = prompter.suffix(question.text, question.history), [*prompter.encode(question.answer), IM_END]
             ids += context + answer
             labels += [-100] * len(context) + answer
             # Half way between one vote per token and one per answer: lists are ten times as long as "Yes."
@@ -108,6 +109,11 @@ def pack(prompter: Prompter, scenes: list[world.Scene], pairs: list[list[questio
     )
 
 
+def first_visual(batch: Batch) -> int:
+    """Where the image's tokens begin, in every row."""
+    return int((batch.ids[0] == VISION_START).nonzero()[0]) + 1
+
+
 def attention_mask(segment: torch.Tensor) -> torch.Tensor:
     """Additive [B, 1, L, L]: causal; the prefix (0) for all, a pair only for itself, padding (-1) only for padding."""
     rows, columns = segment[:, :, None], segment[:, None, :]
@@ -120,13 +126,13 @@ def attention_mask(segment: torch.Tensor) -> torch.Tensor:
 class Examples(IterableDataset):
     """Endless batches of scenes with their questions."""
 
-    def __init__(self, prompter: Prompter, start: int) -> None:
-        self.prompter, self.start = prompter, start
+    def __init__(self, prompter: Prompter, start: int, seed: int = SEED) -> None:
+        self.prompter, self.start, self.seed = prompter, start, seed
 
     def __iter__(self):
         index = self.start
         while True:
-            rng = world.rng_for(SEED, index)
+            rng = world.rng_for(self.seed, index)
             size = world.draw_size(rng)
             count = max(1, VISUAL_TOKENS // (size[0] * size[1] // world.CELL**2))
             scenes = [world.draw(rng, size) for _ in range(count)]
@@ -142,7 +148,12 @@ def pairs_of(rng: np.random.Generator, scene: world.Scene) -> list[questions.Que
         question = questions.ask(rng, scene, str(kind))
         if question and len(asked) < PAIRS:
             asked.setdefault(question.text, question)
-    return list(asked.values()) or [questions.Question("count", questions.COUNT[0], "Zero.")]
+    chosen = list(asked.values()) or [questions.Question("count", questions.COUNT[0], "Zero.")]
+    if len(chosen) > 1 and rng.random() < FOLLOW_UPS:
+        chosen[-1] = questions.follow_up(rng, scene, chosen[0], chosen[-1])
+    if rng.random() < PLAIN:
+        chosen.append(plain.pairs()[rng.integers(len(plain.pairs()))])
+    return chosen
 
 
 class Student(nn.Module):
@@ -175,28 +186,36 @@ class Student(nn.Module):
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         tokens = tower.forward(self.vision, tower.normalise(batch.images))
         dense, predicted = self.heads(tokens, batch.cells, batch.centre)
-        count = tokens.shape[1] * tokens.shape[2]
-        start = int((batch.ids[0] == VISION_START).nonzero()[0]) + 1
+        answers, right = self.answers(batch, tokens, attention_mask(batch.segment))
+        start, count = first_visual(batch), tokens.shape[1] * tokens.shape[2]
+        return {
+            "answers": answers,
+            "dense": dense,
+            "positions": self._positions(self.seen[:, start : start + count], tokens.shape[1:3]),
+            "right": right,
+            "cells": (predicted == batch.cells)[batch.cells > 0].float().mean(),
+        }
+
+    def answers(self, batch: Batch, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of the answers, and the share of their tokens that are right.
+
+        tokens: [B, rows, columns, D], in place of the prompt's image tokens; mask: additive [B, 1, L, L].
+        """
+        start, count = first_visual(batch), tokens.shape[1] * tokens.shape[2]
         embeds = F.embedding(batch.ids, self.language.embed_tokens.weight)
         embeds = torch.cat([embeds[:, :start], tokens.flatten(1, 2), embeds[:, start + count :]], 1)
         hidden = self.language(
             inputs_embeds=embeds,
             position_ids=batch.positions,
-            attention_mask=attention_mask(batch.segment),
+            attention_mask=mask,
             use_cache=False,
         ).last_hidden_state
         wanted = batch.labels[:, 1:] >= 0
         logits = F.linear(hidden[:, :-1][wanted], self.language.embed_tokens.weight)
         target = batch.labels[:, 1:][wanted]
         weights = batch.weights[:, 1:][wanted]
-        answers = (F.cross_entropy(logits, target, reduction="none") * weights).sum() / weights.sum()
-        return {
-            "answers": answers,
-            "dense": dense,
-            "positions": self._positions(self.seen[:, start : start + count], tokens.shape[1:3]),
-            "right": (logits.argmax(-1) == target).float().mean(),
-            "cells": (predicted == batch.cells)[batch.cells > 0].float().mean(),
-        }
+        loss = (F.cross_entropy(logits, target, reduction="none") * weights).sum() / weights.sum()
+        return loss, (logits.argmax(-1) == target).float().mean()
 
     def _positions(self, hidden: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Cross-entropy of reading off a token's third of the height and of the width after PROBE_LAYER."""
@@ -213,7 +232,16 @@ class Student(nn.Module):
         return F.cross_entropy(logits.flatten(0, 2), target.flatten())
 
 
-def train(minutes: float, batches: int | None = None) -> None:
+def load_shipped(student: Student) -> None:
+    """Starts from ``assets/model``: what a machine without ``runs/`` goes on from. Heads and probe start anew."""
+    state = embedded.shipped_state()
+    student.vision.load_state_dict(embedded.tower_state(state))
+    for name, parameter in student.trained().items():
+        if name in state:
+            parameter.data.copy_(state[name] / SCALE if name.endswith(".lora_b") else state[name])
+
+
+def train(minutes: float, batches: int | None = None, from_shipped: bool = False) -> None:
     """Trains for ``minutes`` in total over all runs (or ``batches`` more batches) and leaves runs/lm.pt."""
     torch.manual_seed(SEED)
     student = Student()
@@ -230,10 +258,14 @@ def train(minutes: float, batches: int | None = None) -> None:
             parameter.data.copy_(saved["language"][name])
         optimizer.load_state_dict(saved["optimizer"])
         clock, step = common.Clock(minutes * 60, saved["spent"]), saved["step"]
+    elif from_shipped:
+        load_shipped(student)
+        step = embedded.card()["steps"]
     elif (saved := common.load("tower")) is None:
         raise SystemExit("runs/tower.pt is missing: run `python -m training.train_tower` first.")
-    student.vision.load_state_dict(saved["visual"])
-    student.heads.load_state_dict(saved["heads"])
+    if saved:
+        student.vision.load_state_dict(saved["visual"])
+        student.heads.load_state_dict(saved["heads"])
     loader = DataLoader(Examples(student.prompter, step), batch_size=None, num_workers=1, prefetch_factor=4)
     last_saved, sums = clock.spent, {}
     for raw in loader:
@@ -243,7 +275,8 @@ def train(minutes: float, batches: int | None = None) -> None:
         batches = None if batches is None else batches - 1
         for group in optimizer.param_groups:
             group["lr"] = common.cosine(progress, group["peak"])
-        terms = student(Batch(**raw))
+        with common.autocast():
+            terms = student(Batch(**raw))
         loss = terms["answers"] + 0.3 * terms["dense"] + 0.2 * terms["positions"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -278,6 +311,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=70)
     parser.add_argument("--batches", type=int, help="stop after this many batches (a smoke run)")
+    parser.add_argument("--from-shipped", action="store_true", help="without runs/lm.pt, go on from assets/model")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    train(arguments.minutes, arguments.batches)
+    train(arguments.minutes, arguments.batches, arguments.from_shipped)

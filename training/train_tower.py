@@ -1,18 +1,20 @@
 """Stage 1: teach the vision tower the words. ``python -m training.train_tower --minutes 35``
 
 Every visual token is classified by its cosine with the language model's own word embeddings (" cat"; " red" + " circle";
-" background"), so that what the tower sends to the language model already nearly is a word. Aligning the tower before any
-language model runs was decisive in the pilot (training/README.md). Resumes from runs/tower.pt.
+" text" + " open"; " background"), so that what the tower sends to the language model already nearly is a word; a linear probe
+reads off its characters. Aligning the tower before any language model runs was decisive in the pilot (training/README.md).
+Resumes from runs/tower.pt.
 """
 
 import argparse
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from training import common, tower, world
+from training import common, lettering, tower, world
 from training.muon import Muon
 from vlm import embedded
 
@@ -33,18 +35,34 @@ class Scenes(IterableDataset):
         while True:
             rng = world.rng_for(SEED, index)
             size = self.sizes[rng.choice(len(self.sizes), p=self.weights)]
-            cells = size[0] * size[1] // world.CELL**2
-            scenes = [
-                world.draw(rng, size, count=min(10, int(rng.integers(1, 8) * cells / 64) + 1), smallest=48)
-                for _ in range(TOKENS // cells)
-            ]
-            yield (
-                torch.from_numpy(np.stack([s.image for s in scenes])),
-                torch.from_numpy(np.stack([s.labels for s in scenes])),
-                torch.from_numpy(np.stack([centres(s) for s in scenes])),
-                index,
-            )
+            scenes = [crowded(rng, size) for _ in range(TOKENS * world.CELL**2 // (size[0] * size[1]))]
+            yield (torch.from_numpy(np.stack([s.image for s in scenes])), targets(scenes))
             index += 1
+
+
+def crowded(rng: np.random.Generator, size: tuple[int, int]) -> world.Scene:
+    """A scene with as much to learn as fits: many items, or something to read."""
+    kind = rng.random()
+    if kind < 0.6:
+        cells = size[0] * size[1] // world.CELL**2
+        return world.draw(rng, size, count=min(10, int(rng.integers(1, 8) * cells / 64) + 1))
+    if kind < 0.74:
+        return world.draw_words(rng, size)
+    return world.draw_chart(rng, size) if kind < 0.85 else world.draw_document(rng, size)
+
+
+class Targets(NamedTuple):
+    """cells, centre [B, gh, gw] and chars [B, gh, gw, 4]: what every visual token is to say."""
+
+    cells: torch.Tensor
+    centre: torch.Tensor
+    chars: torch.Tensor
+
+
+def targets(scenes: list[world.Scene]) -> Targets:
+    """The targets of equally sized scenes."""
+    parts = zip(*((s.labels, centres(s), s.chars) for s in scenes), strict=True)
+    return Targets(*(torch.from_numpy(np.stack(part)) for part in parts))
 
 
 def centres(scene: world.Scene) -> np.ndarray:
@@ -57,7 +75,7 @@ def centres(scene: world.Scene) -> np.ndarray:
 
 
 class Heads(torch.nn.Module):
-    """The loss of stage 1: word classes by cosine, item centres by the cosine with the marker, and the length of a word."""
+    """The loss of stage 1: word classes by cosine, characters, item centres by the cosine with the marker, a word's length."""
 
     def __init__(self, words: common.Words) -> None:
         super().__init__()
@@ -65,23 +83,40 @@ class Heads(torch.nn.Module):
         self.scale = torch.nn.Parameter(torch.tensor(2.5))
         self.marker_scale = torch.nn.Parameter(torch.tensor(2.0))
         self.marker_bias = torch.nn.Parameter(torch.tensor(-3.0))
+        self.letters = torch.nn.Linear(len(words.mean), lettering.SLOTS * len(lettering.ALPHABET))
 
-    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, centre: torch.Tensor):
-        """tokens [B, gh, gw, D], labels [B, gh, gw] -> loss, predicted class [B, gh, gw]."""
-        centred = tokens - self.words.mean
+    def forward(self, tokens: torch.Tensor, target: Targets) -> dict[str, torch.Tensor]:
+        """tokens [B, gh, gw, D] -> loss, and the shares of cells of things, of words and of characters that are right."""
+        centred = tokens.float() - self.words.mean
         length = centred.norm(dim=-1)
         unit = centred / (length[..., None] + 1e-6)
         logits = self.scale.exp() * unit @ self.words.directions.T
         weight = torch.ones(len(world.classes()))
         weight[world.BACKGROUND] = 0.25
-        naming = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), weight, ignore_index=world.IGNORE)
+        naming = F.cross_entropy(logits.flatten(0, 2), target.cells.flatten(), weight, ignore_index=world.IGNORE)
         flag = self.marker_scale.exp() * (unit @ self.words.marker) + self.marker_bias
-        counting = F.binary_cross_entropy_with_logits(flag, centre)
+        counting = F.binary_cross_entropy_with_logits(flag, target.centre)
         size = ((length / self.words.norm - 1) ** 2).mean()
-        return naming + 2 * counting + 0.1 * size, logits.argmax(-1)
+        shown = (target.chars >= 0).all(-1) & ((target.chars > 0).any(-1) | (torch.rand(target.cells.shape) < 0.1))
+        letters = self.letters(unit[shown] * 24).unflatten(-1, (lettering.SLOTS, -1))
+        wanted = target.chars[shown]
+        spelling = F.cross_entropy(letters.flatten(0, 1), wanted.flatten()) if len(wanted) else tokens.sum() * 0
+        guess, text = logits.argmax(-1), target.cells >= world.first_text()
+        right = guess == target.cells
+        return {
+            "loss": naming + 2 * counting + 0.1 * size + 0.5 * spelling,
+            "cells": share(right[(target.cells > 0) & ~text]),
+            "words": share(right[text]),
+            "letters": share((letters.argmax(-1) == wanted)[wanted > 0]),
+        }
 
 
-def train(minutes: float, batches: int | None = None, compiled: bool = True) -> None:
+def share(right: torch.Tensor) -> torch.Tensor:
+    """The mean of a mask; nan where it is empty."""
+    return right.float().mean()
+
+
+def train(minutes: float, batches: int | None = None, compiled: bool = True, from_shipped: bool = False) -> None:
     """Trains for ``minutes`` in total over all runs (or ``batches`` more batches) and leaves runs/tower.pt."""
     torch.manual_seed(SEED)
     text, prompter = embedded.open_text_model()
@@ -99,36 +134,48 @@ def train(minutes: float, batches: int | None = None, compiled: bool = True) -> 
         for optimizer, state in zip(optimizers, saved["optimizers"] or [], strict=False):
             optimizer.load_state_dict(state)
         clock, step = common.Clock(minutes * 60, saved["spent"]), saved["step"]
+    elif from_shipped:
+        warm_start(vision)
     run_block = tower.compiled_block() if compiled else None
     # With 1024 tokens a batch these sizes share the shape of their window layers, so that little is compiled.
     sizes = ((224, 224), (224, 448), (448, 224), (448, 448))
-    loader = DataLoader(Scenes(step, sizes, (0.76, 0.08, 0.08, 0.08)), batch_size=None, num_workers=1, prefetch_factor=3)
-    last_saved, right, cells, seen = clock.spent, 0, 0, 0.0
-    for images, labels, centre, _ in loader:
+    loader = DataLoader(Scenes(step, sizes, (0.5, 0.1, 0.1, 0.3)), batch_size=None, num_workers=1, prefetch_factor=3)
+    last_saved, seen = clock.spent, []
+    for images, target in loader:
         progress = clock.tick()
         if progress >= 1 or (batches is not None and batches <= 0):
             break
         batches = None if batches is None else batches - 1
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = common.cosine(progress, group["peak"])
-        loss, predicted = heads(tower.forward(vision, tower.normalise(images), run_block), labels, centre)
-        loss.backward()
+        with common.autocast():
+            tokens = tower.forward(vision, tower.normalise(images), run_block)
+        terms = heads(tokens, Targets(*target))
+        terms["loss"].backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         step += 1
-        things = labels > 0
-        right += (predicted[things] == labels[things]).sum().item()
-        cells += things.sum().item()
-        seen += loss.item()
+        seen.append({name: value.item() for name, value in terms.items()})
         if step % 25 == 0:
-            common.log("tower", step=step, minutes=clock.spent / 60, loss=seen / 25, cells=right / max(cells, 1))
-            right, cells, seen = 0, 0, 0.0
+            common.log("tower", step=step, minutes=clock.spent / 60, **common.means(seen))
+            seen = []
         if clock.spent - last_saved > 120:
             _save(vision, heads, optimizers, clock, step)
             last_saved = clock.spent
     _save(vision, heads, optimizers, clock, step)
+
+
+def warm_start(vision: torch.nn.Module) -> None:
+    """Starts from the shipped tower; layers that it has not are added so that they change nothing at first."""
+    state = embedded.tower_state(embedded.shipped_state())
+    vision.load_state_dict(state, strict=False)
+    for index, block in enumerate(vision.blocks):
+        if f"blocks.{index}.norm1.weight" not in state:
+            for linear in (block.attn.proj, block.mlp.down_proj):
+                torch.nn.init.zeros_(linear.weight)
+                torch.nn.init.zeros_(linear.bias)
 
 
 def _optimizers(vision: torch.nn.Module, heads: Heads) -> list[torch.optim.Optimizer]:
@@ -159,6 +206,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=35)
     parser.add_argument("--batches", type=int, help="stop after this many batches (a smoke run)")
+    parser.add_argument("--from-shipped", action="store_true", help="without runs/tower.pt, go on from assets/model")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    train(arguments.minutes, arguments.batches, compiled=arguments.batches is None)
+    train(arguments.minutes, arguments.batches, arguments.batches is None, arguments.from_shipped)

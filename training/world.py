@@ -1,15 +1,16 @@
-"""The world that TrimLens-150M knows: pictograms and coloured shapes on varied grounds, drawn in about 3 ms a scene.
+"""The world that TrimLens-150M knows: pictograms, coloured shapes, words, charts and small documents, drawn in milliseconds.
 
-A scene carries what is needed to ask about it (its items) and to supervise every visual token (a class per 28 x 28 cell).
+A scene carries what is needed to ask about it (items, texts, chart, document) and to supervise every visual token (a class
+and up to four characters per 28 x 28 cell).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training import icons
+from training import charts, documents, icons, lettering, photos
 
 CELL = 28
 COLORS = {
@@ -32,14 +33,27 @@ ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 
 @cache
 def classes() -> tuple[str, ...]:
-    """Class names by index: the ground, every noun, every colour and shape ("red circle")."""
-    return ("background", *icons.names(), *(f"{color} {shape}" for color in COLORS for shape in SHAPES))
+    """Class names by index: the ground, every noun, every colour and shape ("red circle"), every word ("text open")."""
+    shapes = (f"{color} {shape}" for color in COLORS for shape in SHAPES)
+    return ("background", *icons.names(), *shapes, "text digit", "text word", *(f"text {word}" for word in lettering.words()))
 
 
 @cache
 def class_index() -> dict[str, int]:
     """Index by class name."""
     return {name: index for index, name in enumerate(classes())}
+
+
+@cache
+def first_text() -> int:
+    """The first class of written words."""
+    return classes().index("text digit")
+
+
+@cache
+def things() -> tuple[str, ...]:
+    """The classes that an item can have: nouns, and shapes in a colour."""
+    return tuple(name for name in classes()[1:] if not name.startswith("text "))
 
 
 def draw_size(rng: np.random.Generator) -> tuple[int, int]:
@@ -64,15 +78,34 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """image uint8 [H, W, 3]; labels int64 [H/28, W/28] (class index, or IGNORE where a cell is barely touched)."""
+    """image uint8 [H, W, 3]; labels int64 [H/28, W/28] (class index, or IGNORE where a cell is barely touched).
+
+    ``chars`` int64 [H/28, W/28, 4]: the characters of a cell from the left as indices into ``lettering.ALPHABET``.
+    """
 
     image: np.ndarray
     items: tuple[Item, ...]
     labels: np.ndarray
+    chars: np.ndarray
+    kind: str = "objects"
+    texts: tuple[lettering.Text, ...] = ()
+    chart: charts.Chart | None = None
+    document: documents.Document | None = None
 
 
-def place(item: Item) -> str | None:
-    """The ninth of the picture that holds the item's centre, in words; None where it is too close to a border to call."""
+@dataclass(frozen=True)
+class Look:
+    """What a split may draw: pictograms of held-out (noun, artist) pairs, held-out fonts; or the rest."""
+
+    unseen_icons: bool = False
+    unseen_fonts: bool = False
+
+
+TRAINING = Look()
+
+
+def place(item: Item | lettering.Text) -> str | None:
+    """The ninth of the picture that holds the centre, in words; None where it is too close to a border to call."""
     if any(abs(v * 3 - edge) < 0.12 for v in (item.x, item.y) for edge in (1, 2)):
         return None
     return place_name(int(item.y * 3), int(item.x * 3))
@@ -109,16 +142,9 @@ def _shape_mask(shape: str, side: int) -> np.ndarray:
     return np.asarray(mask.resize((side, side), Image.Resampling.BOX))
 
 
-@cache
-def _photos() -> tuple[np.ndarray, ...]:
-    from sklearn.datasets import load_sample_images  # noqa: PLC0415  (not needed to import the vocabulary)
-
-    return tuple(load_sample_images().images)
-
-
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A ground, float32 [H, W, 3] in 0..255, that is never so busy that it hides what stands on it."""
-    kind = rng.choice(6, p=(0.3, 0.2, 0.12, 0.12, 0.16, 0.1))
+    kind = rng.choice(6, p=(0.24, 0.16, 0.1, 0.1, 0.14, 0.26))
     first, second = rng.uniform(30, 255, 3), rng.uniform(30, 255, 3)
     if rng.random() < 0.5:
         first = 200 + 0.2 * first
@@ -139,8 +165,8 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         coarse = rng.random((int(rng.integers(3, 9)), int(rng.integers(3, 9))), np.float32)
         mix = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
     else:
-        photo = _photos()[rng.integers(2)]
-        side = int(rng.integers(120, 400))
+        photo = photos.photos()[rng.integers(len(photos.photos()))]
+        side = int(rng.integers(120, min(photo.shape[:2])))
         y, x = rng.integers(photo.shape[0] - side), rng.integers(photo.shape[1] - side)
         crop = Image.fromarray(photo[y : y + side, x : x + side]).resize((width, height), Image.Resampling.BILINEAR)
         strength = rng.uniform(0.4, 0.9)
@@ -148,7 +174,7 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return (first * (1 - mix[..., None]) + second * mix[..., None]).astype(np.float32)
 
 
-def _picture(rng: np.random.Generator, name: str, side: int) -> np.ndarray:
+def _picture(rng: np.random.Generator, name: str, side: int, look: Look) -> np.ndarray:
     """RGBA uint8 [side, side, 4] of one item."""
     if " " in name:
         color, shape = name.split()
@@ -156,58 +182,162 @@ def _picture(rng: np.random.Generator, name: str, side: int) -> np.ndarray:
         rgba[..., :3] = np.clip(np.array(COLORS[color]) + rng.normal(0, 10, 3), 0, 255)
         rgba[..., 3] = _shape_mask(shape, side)
         return rgba
-    picture = icons.icon(name, icons.ARTISTS[rng.integers(len(icons.ARTISTS))], side)
+    artists = [a for a in icons.ARTISTS if icons.held_out(name, a) == look.unseen_icons]
+    picture = icons.icon(name, artists[rng.integers(len(artists))], side)
     return picture[:, ::-1] if rng.random() < 0.5 else picture
 
 
-def _name(rng: np.random.Generator) -> str:
-    if rng.random() < 0.25:
+@cache
+def _nouns(look: Look) -> tuple[str, ...]:
+    return tuple(n for n in icons.names() if any(icons.held_out(n, a) == look.unseen_icons for a in icons.ARTISTS))
+
+
+def _name(rng: np.random.Generator, look: Look) -> str:
+    if rng.random() < 0.16:
         return f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}"
-    return icons.names()[rng.integers(len(icons.names()))]
+    return _nouns(look)[rng.integers(len(_nouns(look)))]
 
 
-def draw(rng: np.random.Generator, size: tuple[int, int], count: int | None = None, smallest: int = 56) -> Scene:
-    """One scene of ``size`` (height, width; multiples of 28) with up to ``count`` items that do not overlap.
+@dataclass
+class _Canvas:
+    """A picture in the making: what was put where."""
+
+    image: np.ndarray
+    items: list[Item] = field(default_factory=list)
+    covers: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+
+    def free(self, y: float, x: float, high: float, wide: float) -> bool:
+        """Whether a box overlaps the others by little."""
+        return not any(
+            abs(x - bx + (wide - bw) / 2) < 0.46 * (wide + bw) and abs(y - by + (high - bh) / 2) < 0.46 * (high + bh)
+            for by, bx, bh, bw in self.boxes
+        )
+
+    def cover(self, name: str, solid: np.ndarray) -> None:
+        """Notes the share of every cell that ``solid`` [H, W] fills."""
+        high, wide = solid.shape
+        self.covers.append((class_index()[name], solid.reshape(high // CELL, CELL, wide // CELL, CELL).mean((1, 3))))
+
+    def labels(self) -> np.ndarray:
+        """int64 [H/28, W/28]"""
+        labels = np.full((self.image.shape[0] // CELL, self.image.shape[1] // CELL), BACKGROUND, np.int64)
+        if not self.covers:
+            return labels
+        share = np.stack([s for _, s in self.covers])
+        index = np.array([i for i, _ in self.covers])[share.argmax(0)]
+        most = share.max(0)
+        return np.where(most > 0.22, index, np.where(most > 0.03, IGNORE, labels))
+
+
+def draw(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    count: int | None = None,
+    smallest: int = 48,
+    words: int | None = None,
+    look: Look = TRAINING,
+) -> Scene:
+    """One scene of ``size`` (height, width; multiples of 28) with up to ``count`` items and ``words`` that do not overlap.
 
     Items are between ``smallest`` and 120 pixels; fewer than ``count`` are placed where the picture is full.
     """
     height, width = size
-    count = int(rng.choice(5, p=(0.3, 0.22, 0.2, 0.16, 0.12))) + 1 if count is None else count
-    image = _ground(rng, height, width)
-    cover = np.zeros((count, height, width), bool)
-    items: list[Item] = []
-    boxes: list[tuple[int, int, int]] = []
+    count = int(rng.choice(6, p=(0.28, 0.2, 0.18, 0.14, 0.1, 0.1))) + 1 if count is None else count
+    words = int(rng.integers(1, 3)) * (rng.random() < 0.2) if words is None else words
+    canvas = _Canvas(_ground(rng, height, width))
     for _ in range(8 * count):
-        if len(items) == count:
+        if len(canvas.items) == count:
             break
-        side = int(rng.integers(smallest // 4, 31 if count < 6 else 20)) * 4
-        y, x = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
-        if any(max(abs(x - bx + (side - b) / 2), abs(y - by + (side - b) / 2)) < 0.46 * (side + b) for by, bx, b in boxes):
-            continue
-        name = items[-1].name if items and rng.random() < 0.12 else _name(rng)
-        picture = _picture(rng, name, side)
-        alpha = picture[..., 3:].astype(np.float32) / 255
-        spot = image[y : y + side, x : x + side]
-        # A white shape on white paper cannot be seen: such an item is not there.
-        solid = alpha[..., 0] > 0.5
-        if np.abs(spot[solid].mean(0) - picture[..., :3][solid].mean(0)).max() < 28:
-            continue
-        spot += alpha * (picture[..., :3] - spot)
-        cover[len(items), y : y + side, x : x + side] = solid
-        items.append(Item(name, (x + side / 2) / width, (y + side / 2) / height, side))
-        boxes.append((y, x, side))
-    image += rng.normal(0, rng.uniform(0, 5), (1, 1, 3)) + rng.normal(0, 1) * 4
-    return Scene(np.clip(image, 0, 255).astype(np.uint8), tuple(items), _labels(cover[: len(items)], items, height, width))
+        _put_item(rng, canvas, smallest, 120 if count < 6 else 76, look)
+    sheet = lettering.Sheet(canvas.image)
+    for _ in range(4 * words):
+        if len(sheet.texts) == words:
+            break
+        _put_word(rng, canvas, sheet, look)
+    canvas.image += rng.normal(0, rng.uniform(0, 5), (1, 1, 3)) + rng.normal(0, 1) * 4
+    return _scene(canvas, sheet, "objects" if canvas.items else "words")
 
 
-def _labels(cover: np.ndarray, items: list[Item], height: int, width: int) -> np.ndarray:
-    labels = np.full((height // CELL, width // CELL), BACKGROUND, np.int64)
-    if not items:
-        return labels
-    share = cover.reshape(len(items), height // CELL, CELL, width // CELL, CELL).mean((2, 4))
-    best, most = share.argmax(0), share.max(0)
-    index = np.array([class_index()[item.name] for item in items])[best]
-    return np.where(most > 0.22, index, np.where(most > 0.03, IGNORE, labels))
+def _put_item(rng: np.random.Generator, canvas: _Canvas, smallest: int, largest: int, look: Look) -> None:
+    image, items = canvas.image, canvas.items
+    height, width = image.shape[:2]
+    side = int(rng.integers(smallest // 4, largest // 4 + 1)) * 4
+    y, x = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
+    if not canvas.free(y, x, side, side):
+        return
+    name = items[-1].name if items and rng.random() < 0.12 else _name(rng, look)
+    picture = _picture(rng, name, side, look)
+    alpha = picture[..., 3:].astype(np.float32) / 255
+    spot = image[y : y + side, x : x + side]
+    # A white shape on white paper cannot be seen: such an item is not there.
+    solid = alpha[..., 0] > 0.5
+    if np.abs(spot[solid].mean(0) - picture[..., :3][solid].mean(0)).max() < 28:
+        return
+    spot += alpha * (picture[..., :3] - spot)
+    whole = np.zeros((height, width), bool)
+    whole[y : y + side, x : x + side] = solid
+    canvas.cover(name, whole)
+    items.append(Item(name, (x + side / 2) / width, (y + side / 2) / height, side))
+    canvas.boxes.append((y, x, side, side))
+
+
+def _put_word(rng: np.random.Generator, canvas: _Canvas, sheet: lettering.Sheet, look: Look) -> None:
+    height, width = canvas.image.shape[:2]
+    known = lettering.words()
+    text = str(rng.integers(0, 1000)) if rng.random() < 0.2 else lettering.cased(rng, known[rng.integers(len(known))])
+    font, size = lettering.font_for(rng, look.unseen_fonts), int(rng.integers(16, 49))
+    wide, high = lettering.fonts.font(font, size).getlength(text) + 6, 1.2 * size
+    if wide > width or (len(text) > 3 and wide / len(text) < 7.2):
+        return
+    y, x = rng.uniform(0, height - high), rng.uniform(0, width - wide)
+    if not canvas.free(y, x, high, wide):
+        return
+    spot = canvas.image[int(y) : int(y + high), int(x) : int(x + wide)]
+    color = lettering.contrast(rng, spot.mean((0, 1)))
+    if rng.random() < 0.6 or spot.std((0, 1)).max() > 25:
+        # A plate behind the word, where the ground is busy.
+        spot[:] = np.where(color.mean() < 128, rng.uniform(190, 255, 3), rng.uniform(0, 90, 3))
+        color = lettering.contrast(rng, spot[0, 0])
+    sheet.write(text, font, size, x + 3, y + high / 2, color)
+    canvas.boxes.append((y, x, high, wide))
+
+
+def draw_chart(rng: np.random.Generator, size: tuple[int, int], look: Look = TRAINING) -> Scene:
+    """A bar or line chart; its bars are labelled as squares of their colour."""
+    sheet, chart, masks = charts.draw(rng, *size, COLORS, look.unseen_fonts)
+    canvas = _Canvas(sheet.image)
+    for color, mask in masks:
+        canvas.cover(f"{color} square", mask)
+    return _scene(canvas, sheet, "chart", chart=chart)
+
+
+def draw_document(rng: np.random.Generator, size: tuple[int, int], look: Look = TRAINING) -> Scene:
+    """A receipt, form, table or sign."""
+    sheet, document = documents.draw(rng, *size, look.unseen_fonts)
+    return _scene(_Canvas(sheet.image), sheet, "document", document=document)
+
+
+def draw_words(rng: np.random.Generator, size: tuple[int, int], look: Look = TRAINING) -> Scene:
+    """Words and numbers on a ground, with few items or none."""
+    count = int(rng.integers(0, 3)) * (rng.random() < 0.4)
+    return draw(rng, size, count, words=int(rng.integers(1, 5)), look=look)
+
+
+def draw_any(rng: np.random.Generator, size: tuple[int, int], look: Look = TRAINING) -> Scene:
+    """A scene of a random kind, as often as in training."""
+    kind = rng.random()
+    if kind < 0.58:
+        return draw(rng, size, look=look)
+    if kind < 0.7:
+        return draw_words(rng, size, look)
+    return draw_chart(rng, size, look) if kind < 0.84 else draw_document(rng, size, look)
+
+
+def _scene(canvas: _Canvas, sheet: lettering.Sheet, kind: str, **facts) -> Scene:
+    labels = sheet.finish(canvas.labels(), class_index(), IGNORE)
+    image = np.clip(canvas.image, 0, 255).astype(np.uint8)
+    return Scene(image, tuple(canvas.items), labels, sheet.chars, kind, tuple(sheet.texts), **facts)
 
 
 def rng_for(seed: int, index: int) -> np.random.Generator:

@@ -4,8 +4,9 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
-from pruning.registry import METHODS, get_method
+from pruning.registry import METHODS, SCORERS, get_method
 from vlm.embedded import NAME
 from vlm.errors import UserError
 from vlm.images import open_image
@@ -18,9 +19,11 @@ def run(arguments: argparse.Namespace) -> Answer:
     vlm = open_vlm(arguments.model)
     print(f"{vlm.name}: {vlm.placement.reason}", file=sys.stderr)
     image = vlm.encode(open_image(arguments.image))
-    method = get_method(arguments.method)
-    if arguments.lam is not None:
-        method = method.with_(lam=arguments.lam)
+    if arguments.scorer_file is not None:
+        vlm.use_scorer(arguments.scorer_file)
+    method = get_method(arguments.method, trained=vlm.scorer is not None).with_(lam=arguments.lam, scorer=arguments.scorer)
+    if method.note and arguments.scorer is None:
+        print(f"{method.label}: {method.note}", file=sys.stderr)
     rankings = None if arguments.method == "none" else [vlm.rank(image, arguments.question, method)]
     return last(vlm.answer([image], arguments.question, rankings, arguments.prune, arguments.max_new_tokens))
 
@@ -33,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--method", default="idpruner", choices=list(METHODS))
     parser.add_argument("--prune", type=float, default=0.75, help="fraction of the visual tokens that goes (0.75)")
     parser.add_argument("--lam", type=float, help="MMR's lambda (0.5)")
+    parser.add_argument("--scorer", choices=list(SCORERS), help="importance (the trained one for idpruner where there is one)")
+    parser.add_argument("--scorer-file", type=Path, help="a trained scorer of this model's token width, as .safetensors")
     parser.add_argument("--model", default=NAME, help=f"one of {', '.join(MODELS)}, or a folder")
     parser.add_argument("--max-new-tokens", type=int, default=48)
     try:

@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +16,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from pruning.registry import Method
+from pruning.scorers import trained
 from pruning.tokens import Ranking, VisualTokens, keep_count
 from vlm import attention_probe, decode, device, prefill, questions
+from vlm.errors import UserError
 
 CACHED_IMAGES = 16
 
@@ -90,13 +93,18 @@ class Answer:
 
 @dataclass(eq=False)
 class Vlm:
-    """A loaded model with what it needs to be asked; one question runs at a time."""
+    """A loaded model with what it needs to be asked; one question runs at a time.
+
+    scorer: the trained importance for this model's tokens, or None, and then ``no_scorer`` says why.
+    """
 
     name: str
     model: Qwen2_5_VLForConditionalGeneration
     prompter: Prompter
     processor: Qwen2VLImageProcessorPil
     placement: device.Placement
+    scorer: trained.ScorerWeights | None = None
+    no_scorer: str = "None was opened with it."
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
@@ -135,16 +143,37 @@ class Vlm:
         with self.lock:
             self._encoded.clear()
 
+    def use_scorer(self, path: Path) -> None:
+        """Scores importance with the trained scorer in a safetensors file from now on.
+
+        Raises:
+            UserError: the file cannot be used, or was made for tokens of another width.
+        """
+        try:
+            weights = trained.load(path)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        width = self.model.config.text_config.hidden_size
+        if weights.width != width:
+            raise UserError(f"{path.name} was trained for tokens of width {weights.width}; those of {self.name} have {width}.")
+        self.scorer = weights.to(self.placement.device)
+
     @torch.inference_mode()
     def visual_tokens(self, image: Encoded, question: str, needs: frozenset[str] = frozenset()) -> VisualTokens:
-        """What a pruning method may look at; ``needs`` names the optional parts ("question", "attention")."""
+        """What a pruning method may look at; ``needs`` names the optional parts ("question", "attention", "weights").
+
+        Raises:
+            UserError: the weights of a trained scorer are needed and this model has none.
+        """
+        if "weights" in needs and self.scorer is None:
+            raise UserError(f"{self.name} has no trained scorer: choose another importance. {self.no_scorer}")
         asked = attention = None
         if "question" in needs:
             ids = torch.tensor(self.prompter.encode(question), dtype=torch.long, device=image.features.device)
             asked = self.model.get_input_embeddings()(ids).float()
         if "attention" in needs:
             attention = attention_probe.mean_query_attention(self.model.model.visual, image.seen, image.grid_thw)
-        return VisualTokens(image.features.float(), image.grid, asked, attention)
+        return VisualTokens(image.features.float(), image.grid, asked, attention, self.scorer if "weights" in needs else None)
 
     def rank(self, image: Encoded, question: str, method: Method) -> Ranking:
         """The method's order of this image's tokens; getting what its scorer needs counts as scoring."""

@@ -7,6 +7,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from pruning.kernels import warm_up
+from pruning.scorers.trained import FILE
 from vlm import device, embedded, hub
 from vlm.errors import UserError
 from vlm.model import Vlm, last
@@ -43,6 +44,7 @@ def open_vlm(name: str = embedded.NAME) -> Vlm:
                 for other in [key for key in _OPENED if key != embedded.NAME]:
                     del _OPENED[other]
             vlm = _open(name)
+            _find_scorer(vlm)
             warm_up()
             _warm(vlm)
             _OPENED[name] = vlm
@@ -58,6 +60,14 @@ def _open(name: str) -> Vlm:
     if name not in hub.HUB_MODELS and not Path(name).is_dir():
         raise UserError(f"Unknown model {name!r}. Choose one of: {', '.join(MODELS)}, or a local folder.")
     return hub.open_hub(name)
+
+
+def _find_scorer(vlm: Vlm) -> None:
+    """Takes the trained scorer beside the weights; a missing or broken one stops nobody who does not ask for it."""
+    try:
+        vlm.use_scorer((embedded.MODEL_DIR if vlm.name == embedded.NAME else Path(vlm.name)) / FILE)
+    except UserError as error:
+        vlm.no_scorer = str(error)
 
 
 def _warm(vlm: Vlm) -> None:

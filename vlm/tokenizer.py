@@ -50,9 +50,12 @@ class Prompter:
         images = [index for n in visual_counts for index in (VISION_START, *[IMAGE_PAD] * n, VISION_END)]
         return [IM_START, *self.user, *images]
 
-    def suffix(self, question: str) -> list[int]:
-        """The question and the head of the answer."""
-        return [*self.encode(question), IM_END, *self.newline, IM_START, *self.assistant]
+    def suffix(self, question: str, history: tuple[tuple[str, str], ...] = ()) -> list[int]:
+        """The earlier turns (question, answer), the question and the head of its answer."""
+        ids = []
+        for asked, answered in history:
+            ids += [*self.suffix(asked), *self.encode(answered), IM_END, *self.newline, IM_START, *self.user]
+        return [*ids, *self.encode(question), IM_END, *self.newline, IM_START, *self.assistant]
 
     def prompt(self, question: str, visual_counts: list[int]) -> list[int]:
         """A whole single-turn prompt."""

@@ -5,5 +5,6 @@ from pruning.scorers.mean_query_attention import MeanQueryAttention
 from pruning.scorers.neg_cos_mean import NegCosMean
 from pruning.scorers.norm import Norm
 from pruning.scorers.relevance import Relevance
+from pruning.scorers.trained import ScorerWeights, Trained
 
-__all__ = ["MeanQueryAttention", "NegCosMean", "Norm", "Relevance", "Scorer"]
+__all__ = ["MeanQueryAttention", "NegCosMean", "Norm", "Relevance", "Scorer", "ScorerWeights", "Trained"]

@@ -14,6 +14,7 @@ from pruning.tokens import VisualTokens, normalise
 REMEDY = {
     "question": "pass VisualTokens(question=...), the input embeddings of the question's tokens",
     "attention": "pass VisualTokens(attention=...), the mean-query attention of the vision tower",
+    "weights": "pass VisualTokens(weights=...), what pruning.scorers.trained.load read",
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pruning.registry import METHODS, SCORERS, Method, get_method
-from pruning.scorers import Norm
+from pruning.scorers import Norm, ScorerWeights
 from pruning.tokens import VisualTokens
 
 
@@ -17,6 +17,7 @@ def tokens() -> VisualTokens:
         grid=(4, 6),
         question=torch.randn(5, 16, generator=g),
         attention=torch.rand(24, generator=g),
+        weights=ScorerWeights(*(torch.randn(s, generator=g) for s in ((6, 16), (6,)) * 2)),
     )
 
 

@@ -175,8 +175,8 @@ def test_scoring(kind, right, answer, expected):
 
 def test_articles_fit_their_nouns():
     articles = {"owl": "an owl", "cat": "a cat", "orange star": "an orange star"}
-    articles |= {name: f"some {name}" for name in questions.UNCOUNTED}
+    articles |= {name: f"some {name}" for name in icons.UNCOUNTED}
     assert {name: questions.with_article(name) for name in articles} == articles
-    assert set(icons.names()) >= questions.UNCOUNTED, "a plural that no scene holds"
+    assert set(icons.names()) >= icons.UNCOUNTED, "a plural that no scene holds"
     assert questions.listed(["cat"]) == "a cat"
     assert questions.listed(["cat", "owl", "orange star"]) == "a cat, an owl and an orange star"

@@ -1,0 +1,130 @@
+"""``python -m bench.headline --method idpruner --prune 0.75 0.9``: how much of the unpruned accuracy pruning keeps, on nine tasks.
+
+As in the paper: for every task pruned / unpruned, then the unweighted mean over tasks. Beside the method stand its baselines.
+Intervals are bootstraps over questions, the same questions for every method. Restartable: answers are kept in runs/headline.
+Ends with one JSON line.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from bench.suite.evaluate import Setting, run
+from bench.suite.tasks import NINE, SEED, TASKS, items
+from training.common import RUNS
+from vlm.embedded import MODEL_DIR, NAME
+from vlm.model import Vlm
+from vlm.open import open_vlm
+
+LAMBDA = 0.5
+RANDOM_SEEDS = 5
+BOOTSTRAPS = 1000
+BASELINES = ("topk", "mmr training-free", "farthest", "random", "uniform", "down-sampling")
+
+
+def settings_of(name: str, prune: float) -> list[Setting]:
+    """The settings behind a column's name; several for random, whose seeds are averaged."""
+    if name == "random":
+        return [Setting("random", prune, seed=seed) for seed in range(RANDOM_SEEDS)]
+    if name == "mmr training-free":
+        return [Setting("idpruner", prune, lam=LAMBDA, scorer="neg-cos-mean")]
+    return [Setting(name, prune, lam=LAMBDA if name == "idpruner" else None)]
+
+
+def answered(vlm: Vlm, task: str, limit: int, settings: list[Setting]) -> dict[Setting, np.ndarray]:
+    """Scores [limit] of every setting, read from runs/headline where they were written before."""
+    files = {setting: _file(task, limit, setting) for setting in settings}
+    missing = [setting for setting in settings if not files[setting].exists()]
+    if missing:
+        print(f"{task}: {len(missing)} settings", file=sys.stderr, flush=True)
+        for setting, scores in run(vlm, items(task, limit), missing).items():
+            files[setting].parent.mkdir(parents=True, exist_ok=True)
+            files[setting].write_text(json.dumps(scores.tolist()))
+    return {setting: np.array(json.loads(files[setting].read_text())) for setting in settings}
+
+
+def _file(task: str, limit: int, setting: Setting) -> Path:
+    """Answers of other weights are other files."""
+    weights = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(MODEL_DIR.glob("*.safetensors")))).hexdigest()
+    key = hashlib.sha256(repr((weights, SEED, task, limit, setting)).encode()).hexdigest()[:20]
+    return RUNS / "headline" / f"{task.replace(' ', '-')}-{key}.json"
+
+
+def kept(full: dict[str, np.ndarray], pruned: dict[str, np.ndarray], rows: dict[str, np.ndarray] | None = None) -> float:
+    """Mean over tasks of pruned / unpruned; ``rows`` picks questions (a bootstrap draw)."""
+    ratios = []
+    for task in full:
+        chosen = slice(None) if rows is None else rows[task]
+        ratios.append(pruned[task][chosen].mean() / max(full[task][chosen].mean(), 1e-9))
+    return float(np.mean(ratios))
+
+
+def interval(full: dict[str, np.ndarray], pruned: dict[str, np.ndarray], less: dict[str, np.ndarray] | None = None) -> list[float]:
+    """Bootstrap 95% interval of :func:`kept`, or of its difference to what ``less`` keeps (paired)."""
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(BOOTSTRAPS):
+        rows = {task: rng.integers(0, len(scores), len(scores)) for task, scores in full.items()}
+        draws.append(kept(full, pruned, rows) - (kept(full, less, rows) if less else 0.0))
+    return [round(100 * float(q), 2) for q in np.quantile(draws, (0.025, 0.975))]
+
+
+def mean_interval(scores: np.ndarray) -> list[float]:
+    """Bootstrap 95% interval of a mean."""
+    draws = np.random.default_rng(0).choice(scores, (BOOTSTRAPS, len(scores))).mean(1)
+    return [round(100 * float(q), 2) for q in np.quantile(draws, (0.025, 0.975))]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the tables and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--method", default="idpruner")
+    parser.add_argument("--prune", type=float, nargs="+", default=[0.75, 0.9])
+    parser.add_argument("--limit", type=int, default=500, help="questions a task")
+    parser.add_argument("--unpruned-only", action="store_true", help="accuracy with the picture and with a blank one, no pruning")
+    arguments = parser.parse_args(argv)
+    vlm = open_vlm(NAME)
+    tasks = list(TASKS) if arguments.unpruned_only else list(NINE)
+    names = [] if arguments.unpruned_only else [arguments.method, *(b for b in BASELINES if b != arguments.method)]
+    full, blank, pruned = {}, {}, {(name, share): {} for name in names for share in arguments.prune}
+    for task in tasks:
+        wanted = {key: settings_of(*key) for key in pruned}
+        extra = [Setting("none"), *([Setting("blank")] if arguments.unpruned_only else [])]
+        scores = answered(vlm, task, arguments.limit, [*extra, *(s for group in wanted.values() for s in group)])
+        full[task] = scores[extra[0]]
+        blank[task] = scores[extra[-1]]
+        for key, group in wanted.items():
+            pruned[key][task] = np.mean([scores[setting] for setting in group], 0)
+    for task in tasks:
+        beside = f"   blank {100 * blank[task].mean():6.2f}%" if arguments.unpruned_only else ""
+        print(f"{task:14} {100 * full[task].mean():6.2f}%  {mean_interval(full[task])}{beside}")
+    record = {
+        "n": sum(len(full[task]) for task in NINE),
+        "unpruned": {task: round(100 * float(full[task].mean()), 2) for task in tasks},
+        "mean": round(100 * float(np.mean([full[task].mean() for task in NINE])), 2),
+        "kept": {},
+        "interval": {},
+        "ahead": {},
+    }
+    if arguments.unpruned_only:
+        record["blank"] = {task: round(100 * float(blank[task].mean()), 2) for task in tasks}
+    for name, share in pruned:
+        values = pruned[name, share]
+        record["kept"].setdefault(name, {})[str(share)] = round(100 * kept(full, values), 2)
+        record["interval"].setdefault(name, {})[str(share)] = interval(full, values)
+        if name != arguments.method:
+            ahead = interval(full, pruned[arguments.method, share], values)
+            record["ahead"].setdefault(name, {})[str(share)] = ahead
+        print(
+            f"{name:18} {share:4.0%} pruned keeps {record['kept'][name][str(share)]:6.2f}%  {record['interval'][name][str(share)]}"
+        )
+    print(json.dumps(record))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
