@@ -213,7 +213,16 @@ class Student(nn.Module):
         return F.cross_entropy(logits.flatten(0, 2), target.flatten())
 
 
-def train(minutes: float, batches: int | None = None) -> None:
+def load_shipped(student: Student) -> None:
+    """Starts from ``assets/model``: what a machine without ``runs/`` goes on from. Heads and probe start anew."""
+    state = embedded.shipped_state()
+    student.vision.load_state_dict(embedded.tower_state(state))
+    for name, parameter in student.trained().items():
+        if name in state:
+            parameter.data.copy_(state[name] / SCALE if name.endswith(".lora_b") else state[name])
+
+
+def train(minutes: float, batches: int | None = None, from_shipped: bool = False) -> None:
     """Trains for ``minutes`` in total over all runs (or ``batches`` more batches) and leaves runs/lm.pt."""
     torch.manual_seed(SEED)
     student = Student()
@@ -224,16 +233,21 @@ def train(minutes: float, batches: int | None = None) -> None:
         weight_decay=0.0,
         betas=(0.9, 0.98),
     )
-    clock, step = common.Clock(minutes * 60), 0
+    clock, step, before = common.Clock(minutes * 60), 0, 0.0
     if saved := common.load("lm"):
         for name, parameter in trained.items():
             parameter.data.copy_(saved["language"][name])
         optimizer.load_state_dict(saved["optimizer"])
         clock, step = common.Clock(minutes * 60, saved["spent"]), saved["step"]
+        before = saved["before"]
+    elif from_shipped:
+        load_shipped(student)
+        step, before = embedded.card()["steps"], embedded.card()["minutes"]
     elif (saved := common.load("tower")) is None:
         raise SystemExit("runs/tower.pt is missing: run `python -m training.train_tower` first.")
-    student.vision.load_state_dict(saved["visual"])
-    student.heads.load_state_dict(saved["heads"])
+    if saved:
+        student.vision.load_state_dict(saved["visual"])
+        student.heads.load_state_dict(saved["heads"])
     loader = DataLoader(Examples(student.prompter, step), batch_size=None, num_workers=1, prefetch_factor=4)
     last_saved, sums = clock.spent, {}
     for raw in loader:
@@ -243,7 +257,8 @@ def train(minutes: float, batches: int | None = None) -> None:
         batches = None if batches is None else batches - 1
         for group in optimizer.param_groups:
             group["lr"] = common.cosine(progress, group["peak"])
-        terms = student(Batch(**raw))
+        with common.autocast():
+            terms = student(Batch(**raw))
         loss = terms["answers"] + 0.3 * terms["dense"] + 0.2 * terms["positions"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -255,12 +270,12 @@ def train(minutes: float, batches: int | None = None) -> None:
             common.log("lm", step=step, minutes=clock.spent / 60, **{name: value / 20 for name, value in sums.items()})
             sums = {}
         if clock.spent - last_saved > 180:
-            _save(student, optimizer, clock, step)
+            _save(student, optimizer, clock, step, before)
             last_saved = clock.spent
-    _save(student, optimizer, clock, step)
+    _save(student, optimizer, clock, step, before)
 
 
-def _save(student: Student, optimizer: torch.optim.Optimizer, clock: common.Clock, step: int) -> None:
+def _save(student: Student, optimizer: torch.optim.Optimizer, clock: common.Clock, step: int, before: float) -> None:
     common.save(
         "lm",
         {
@@ -269,6 +284,7 @@ def _save(student: Student, optimizer: torch.optim.Optimizer, clock: common.Cloc
             "language": {name: parameter.data for name, parameter in student.trained().items()},
             "optimizer": optimizer.state_dict(),
             "spent": clock.spent,
+            "before": before,
             "step": step,
         },
     )
@@ -278,6 +294,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=70)
     parser.add_argument("--batches", type=int, help="stop after this many batches (a smoke run)")
+    parser.add_argument("--from-shipped", action="store_true", help="without runs/lm.pt, go on from assets/model")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    train(arguments.minutes, arguments.batches)
+    train(arguments.minutes, arguments.batches, arguments.from_shipped)

@@ -87,15 +87,28 @@ def open_model(
     Raises:
         UserError: the folder holds no trained weights, or the text weights cannot be fetched.
     """
+    state = shipped_state(folder)
+    model, prompter = open_text_model(progress)
+    model.model.visual.load_state_dict(tower_state(state), strict=True)
+    merge_adapters(model, state)
+    return model, prompter
+
+
+def shipped_state(folder: Path = MODEL_DIR) -> dict[str, torch.Tensor]:
+    """All tensors of ``folder``'s shards in float32.
+
+    Raises:
+        UserError: the folder holds no trained weights.
+    """
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise UserError(f"No trained weights in {folder}. Run `make train`, or check out the repository with its assets.")
-    model, prompter = open_text_model(progress)
-    state = {name: tensor.float() for shard in shards for name, tensor in load_file(shard).items()}
-    tower = {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
-    model.model.visual.load_state_dict(tower, strict=True)
-    merge_adapters(model, state)
-    return model, prompter
+    return {name: tensor.float() for shard in shards for name, tensor in load_file(shard).items()}
+
+
+def tower_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The vision tower's part of :func:`shipped_state` under the tower's own names."""
+    return {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
 
 
 @torch.no_grad()
