@@ -29,7 +29,7 @@ def main() -> None:
         old.unlink()
     for number, shard in enumerate(_shards({k: v.half().contiguous() for k, v in state.items()}), 1):
         save_file(shard, MODEL_DIR / f"trimlens-{number}.safetensors")
-    card = {"name": NAME, "steps": saved["step"], "minutes": round(saved["spent"] / 60, 1), "adapter_rank": RANK}
+    card = {"name": NAME, "steps": saved["step"], "minutes": round(saved["before"] + saved["spent"] / 60, 1), "adapter_rank": RANK}
     (MODEL_DIR / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps(card | {"bytes": sum(f.stat().st_size for f in MODEL_DIR.glob("trimlens-*.safetensors"))}))
 

@@ -252,15 +252,16 @@ def train(minutes: float, batches: int | None = None, from_shipped: bool = False
         weight_decay=0.0,
         betas=(0.9, 0.98),
     )
-    clock, step = common.Clock(minutes * 60), 0
+    clock, step, before = common.Clock(minutes * 60), 0, 0.0
     if saved := common.load("lm"):
         for name, parameter in trained.items():
             parameter.data.copy_(saved["language"][name])
         optimizer.load_state_dict(saved["optimizer"])
         clock, step = common.Clock(minutes * 60, saved["spent"]), saved["step"]
+        before = saved["before"]
     elif from_shipped:
         load_shipped(student)
-        step = embedded.card()["steps"]
+        step, before = embedded.card()["steps"], embedded.card()["minutes"]
     elif (saved := common.load("tower")) is None:
         raise SystemExit("runs/tower.pt is missing: run `python -m training.train_tower` first.")
     if saved:
@@ -288,12 +289,12 @@ def train(minutes: float, batches: int | None = None, from_shipped: bool = False
             common.log("lm", step=step, minutes=clock.spent / 60, **{name: value / 20 for name, value in sums.items()})
             sums = {}
         if clock.spent - last_saved > 180:
-            _save(student, optimizer, clock, step)
+            _save(student, optimizer, clock, step, before)
             last_saved = clock.spent
-    _save(student, optimizer, clock, step)
+    _save(student, optimizer, clock, step, before)
 
 
-def _save(student: Student, optimizer: torch.optim.Optimizer, clock: common.Clock, step: int) -> None:
+def _save(student: Student, optimizer: torch.optim.Optimizer, clock: common.Clock, step: int, before: float) -> None:
     common.save(
         "lm",
         {
@@ -302,6 +303,7 @@ def _save(student: Student, optimizer: torch.optim.Optimizer, clock: common.Cloc
             "language": {name: parameter.data for name, parameter in student.trained().items()},
             "optimizer": optimizer.state_dict(),
             "spent": clock.spent,
+            "before": before,
             "step": step,
         },
     )
