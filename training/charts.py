@@ -36,9 +36,10 @@ class Chart:
 
 def draw(rng: np.random.Generator, height: int, width: int, palette: dict[str, tuple], unseen: bool):
     """A chart on a plain ground. Returns the sheet, the chart, and for every bar (name of its colour, mask [H, W])."""
-    topic = str(rng.choice(list(TOPICS)))
     wide = width >= 336
-    pool = [word for word in TOPICS[topic] if len(word) <= (7 if wide else 5)]
+    pools = {topic: [word for word in words if len(word) <= (7 if wide else 5)] for topic, words in TOPICS.items()}
+    topic = str(rng.choice([topic for topic, pool in pools.items() if len(pool) >= 3]))
+    pool = pools[topic]
     count = int(rng.integers(2, 6 if wide else 4))
     labels = tuple(str(w) for w in rng.choice(pool, size=min(count, len(pool)), replace=False))
     values = tuple(int(v) for v in rng.choice(np.arange(5, 100), size=len(labels), replace=False))

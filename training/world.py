@@ -99,6 +99,12 @@ class Look:
 
     unseen_icons: bool = False
     unseen_fonts: bool = False
+    nouns: tuple[str, ...] = tuple(icons.names())
+    artists: tuple[str, ...] = icons.ARTISTS
+
+    def artists_of(self, noun: str) -> list[str]:
+        """Whose pictograms of a noun may be drawn."""
+        return [artist for artist in self.artists if icons.held_out(noun, artist) == self.unseen_icons]
 
 
 TRAINING = Look()
@@ -182,14 +188,14 @@ def _picture(rng: np.random.Generator, name: str, side: int, look: Look) -> np.n
         rgba[..., :3] = np.clip(np.array(COLORS[color]) + rng.normal(0, 10, 3), 0, 255)
         rgba[..., 3] = _shape_mask(shape, side)
         return rgba
-    artists = [a for a in icons.ARTISTS if icons.held_out(name, a) == look.unseen_icons]
+    artists = look.artists_of(name)
     picture = icons.icon(name, artists[rng.integers(len(artists))], side)
     return picture[:, ::-1] if rng.random() < 0.5 else picture
 
 
 @cache
 def _nouns(look: Look) -> tuple[str, ...]:
-    return tuple(n for n in icons.names() if any(icons.held_out(n, a) == look.unseen_icons for a in icons.ARTISTS))
+    return tuple(noun for noun in look.nouns if look.artists_of(noun))
 
 
 def _name(rng: np.random.Generator, look: Look) -> str:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.unit.tiny import assert_close, noise, tiny_model
-from training import icons, questions, tower, world
+from training import charts, icons, lettering, questions, tower, world
 from training.questions import Question, ask, is_right
 
 quick = settings(deadline=None, max_examples=30, derandomize=True)
@@ -45,7 +45,7 @@ def test_a_size_that_is_no_multiple_of_the_window_is_refused(model):
 
 def scene_of(seed: int) -> tuple[world.Scene, np.random.Generator]:
     rng = world.rng_for(seed, 0)
-    return world.draw(rng, world.SIZES[seed % len(world.SIZES)]), rng
+    return world.draw_any(rng, world.SIZES[seed % len(world.SIZES)]), rng
 
 
 @quick
@@ -72,6 +72,13 @@ def test_labels_name_only_what_is_in_the_scene(seed):
     assert scene.image.dtype == np.uint8
     assert scene.labels.shape == (height // 28, width // 28)
     there = {world.class_index()[item.name] for item in scene.items}
+    there |= {world.class_index()[lettering.class_name(word)] for text in scene.texts for word in text.text.split()}
+    if scene.chart and scene.chart.colors:
+        there |= {world.class_index()[f"{color} square"] for color in scene.chart.colors}
+    assert scene.chars.shape == (*scene.labels.shape, lettering.SLOTS)
+    assert scene.chars.min() >= lettering.UNREADABLE and scene.chars.max() < len(lettering.ALPHABET)
+    written = {c.lower() for text in scene.texts for c in text.text}
+    assert {lettering.ALPHABET[i] for i in np.unique(scene.chars) if i > 0} <= written
     assert set(np.unique(scene.labels).tolist()) <= there | {world.BACKGROUND, world.IGNORE}
     for item in scene.items:
         assert 0 < item.x < 1 and 0 < item.y < 1
@@ -107,7 +114,7 @@ def test_answers_follow_from_the_scene(seed):
         if asked is None:
             continue
         assert asked.kind == kind
-        assert asked.text.endswith("?") or asked.text == "List the objects in the picture."
+        assert asked.text.endswith(("?", "."))
         assert asked.answer.endswith(".") and asked.answer[0].isupper()
         assert is_right(asked, asked.answer)
         if kind == "name":
@@ -126,19 +133,74 @@ def test_answers_follow_from_the_scene(seed):
         elif kind == "where":
             name = named(asked.text.rstrip("?"), names)
             assert [ninth(i) for i in scene.items if i.name == name] == [named(asked.answer.rstrip("."), places)]
-        else:
+        elif kind == "color":
             shape = named(asked.text.rstrip("?"), world.SHAPES)
             assert [i.color for i in scene.items if i.name.endswith(f" {shape}")] == [bare(asked.answer)]
+        elif kind == "shape":
+            color = named(asked.text.rstrip("?"), list(world.COLORS))
+            assert [i.name.split()[1] for i in scene.items if i.color == color] == [bare(asked.answer)]
+        elif kind == "read":
+            written = {text.text.lower() for text in scene.texts}
+            assert set(asked.answer.lower().rstrip(".").split(", ")) <= written
+        elif kind == "chart":
+            known = {
+                *map(str.lower, scene.chart.labels),
+                *map(str, scene.chart.values),
+                *(scene.chart.colors or ()),
+                *questions.NUMBERS,
+            }
+            assert asked.answer.lower().rstrip(".") in known
+        elif kind == "document":
+            assert asked.answer in {answer for _, answer in scene.document.facts}
+
+
+@quick
+@given(seeds)
+def test_relations_hold_in_the_scene(seed):
+    rng = world.rng_for(seed, 1)
+    scene = world.draw(rng, (448, 448), 3, words=0)
+    asked = ask(rng, scene, "relation")
+    if asked is None:
+        return
+    words = next(words for words in questions.RELATION if f" {words} " in asked.text)
+    axis, sign = questions.RELATION[words]
+    place = {item.name: (item.y, item.x)[axis] * sign for item in scene.items}
+    before, after = asked.text.rstrip("?").split(f" {words} the ")
+    if asked.answer in ("Yes.", "No."):
+        assert (place[before.removeprefix("Is the ")] > place[after]) == (asked.answer == "Yes.")
+    else:
+        assert [name for name in place if name != after and place[name] > place[after]] == [bare(asked.answer)]
+
+
+def test_what_a_chart_shows_is_what_its_answers_say():
+    chart = charts.Chart("Sales", ("tea", "milk", "rice"), (30, 10, 20), ("red", "blue", "red"), True)
+    said = {charts.ask(np.random.default_rng(seed), chart) for seed in range(200)}
+    assert ("How much is milk?", "10.") in said
+    assert ("Which is the highest?", "Tea.") in said and ("Which is the lowest?", "Milk.") in said
+    assert ("What color is the bar of milk?", "Blue.") in said and ("How many bars are in the chart?", "Three.") in said
+    assert not any("color" in text and "tea" in text for text, _ in said), "two red bars, but never asked about"
+
+
+def test_a_follow_up_knows_what_it_is():
+    rng = np.random.default_rng(0)
+    scene = world.draw(rng, (224, 224), 1, words=0)
+    first, second = (
+        Question("name", "What is this?", questions.sentence(questions.with_article(scene.items[0].name))),
+        Question("count", "How many?", "One."),
+    )
+    turns = [questions.follow_up(rng, scene, first, second) for _ in range(30)]
+    assert all(turn.history == ((first.text, first.answer),) for turn in turns)
+    assert {turn.text for turn in turns} == {"Where is it?", "How many?"} or world.place(scene.items[0]) is None
 
 
 def test_every_kind_of_question_is_asked_sometimes():
-    scenes = [scene_of(seed) for seed in range(40)]
+    scenes = [scene_of(seed) for seed in range(120)]
     for kind in questions.KINDS:
         assert any(ask(rng, scene, kind) for scene, rng in scenes), kind
 
 
 def test_an_empty_scene_allows_no_question():
-    empty = world.Scene(np.zeros((28, 28, 3), np.uint8), (), np.zeros((1, 1), np.int64))
+    empty = world.Scene(np.zeros((28, 28, 3), np.uint8), (), np.zeros((1, 1), np.int64), np.zeros((1, 1, 4), np.int64))
     assert [ask(np.random.default_rng(0), empty, kind) for kind in questions.KINDS] == [None] * len(questions.KINDS)
 
 

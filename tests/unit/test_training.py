@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.accuracy import HELD_OUT_SEED, held_out, interval
-from training import common, examples, muon, questions, train_lm, train_tower, world
+from bench.accuracy import HELD_OUT_SEED, KINDS, held_out, interval
+from training import common, examples, muon, train_lm, train_tower, world
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_held_out_scenes_share_no_seed_with_training():
     seeds = {HELD_OUT_SEED, train_tower.SEED, train_lm.SEED, examples.SEED}
     assert len(seeds) == 4
     pairs = held_out(14)
-    assert [q.kind for _, q in pairs] == list(questions.KINDS) * 2
+    assert [q.kind for _, q in pairs] == list(KINDS) * 2
     again = held_out(14)
     assert all(a[1] == b[1] and np.array_equal(np.asarray(a[0]), np.asarray(b[0])) for a, b in zip(pairs, again, strict=True))
 
