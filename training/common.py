@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from training import world
@@ -28,8 +29,8 @@ class Words:
 def word_directions(embedding: torch.Tensor, encode) -> Words:
     """Where each class of the world lies among the language model's word embeddings [V, D].
 
-    A class of two words (" red", " circle") is the normalised sum of both; ``marker`` (" one") flags the cell that holds
-    an item's centre, so that items can be counted.
+    A class of two words (" red", " circle"; " text", " open") is the normalised sum of both; ``marker`` (" one") flags the cell
+    that holds an item's centre, so that items can be counted.
     """
     mean = embedding.mean(0)
 
@@ -87,6 +88,11 @@ def fast_dtype() -> torch.dtype:
 def autocast() -> torch.autocast:
     """Matrix products in :func:`fast_dtype`; parameters, losses and the optimiser stay float32."""
     return torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype() is torch.bfloat16)
+
+
+def means(seen: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of every term over some batches; a term that a batch has nothing of (nan) is left out of its mean."""
+    return {name: float(np.nanmean([terms[name] for terms in seen])) for name in seen[0]}
 
 
 def save(name: str, state: dict) -> None:

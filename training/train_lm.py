@@ -15,17 +15,31 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from training import common, plain, questions, tower, world
-from training.train_tower import Heads, centres
+from training.train_tower import Heads, Targets, targets, warm_start
 from vlm import embedded
 from vlm.tokenizer import IM_END, VISION_START, Prompter
 
 SEED = 12
-RANK, SCALE = 16, 2.0
+RANK, SCALE = 32, 2.0
 PAIRS = 12
 VISUAL_TOKENS = 192  # a batch
 PROBE_LAYER = 7
 FOLLOW_UPS, PLAIN = 0.4, 0.4  # shares of pictures with a second turn, and with a question that is not about the picture
-KIND_WEIGHTS = {"name": 1.0, "list": 1.2, "place": 2.0, "exist": 1.6, "count": 1.0, "where": 2.0, "color": 0.8}
+KIND_WEIGHTS = {
+    "name": 1.0,
+    "list": 1.2,
+    "place": 2.0,
+    "exist": 1.6,
+    "count": 1.0,
+    "where": 1.5,
+    "relation": 1.5,
+    "color": 0.8,
+    "shape": 0.6,
+    "read": 2.0,
+    "chart": 6.0,
+    "document": 6.0,
+    "describe": 0.3,
+}
 
 
 class Adapter(nn.Module):
@@ -54,11 +68,10 @@ def attach_adapters(language: nn.Module) -> dict[str, Adapter]:
 
 @dataclass
 class Batch:
-    """ids, segment, labels, weights [B, L]; positions [3, B, L]; images uint8 [B, H, W, 3]; cells and centres [B, gh, gw]."""
+    """ids, segment, labels, weights [B, L]; positions [3, B, L]; images uint8 [B, H, W, 3] and what their cells are to say."""
 
     images: torch.Tensor
-    cells: torch.Tensor
-    centre: torch.Tensor
+    target: Targets
     ids: torch.Tensor
     segment: torch.Tensor
     labels: torch.Tensor
@@ -99,8 +112,7 @@ def pack(prompter: Prompter, scenes: list[world.Scene], pairs: list[list[questio
         positions[:, index, len(prefix) : size] = torch.tensor(row[4])
     return Batch(
         images=torch.from_numpy(np.stack([s.image for s in scenes])),
-        cells=torch.from_numpy(np.stack([s.labels for s in scenes])),
-        centre=torch.from_numpy(np.stack([centres(s) for s in scenes])),
+        target=targets(scenes),
         ids=ids,
         segment=segment,
         labels=labels,
@@ -135,7 +147,7 @@ class Examples(IterableDataset):
             rng = world.rng_for(self.seed, index)
             size = world.draw_size(rng)
             count = max(1, VISUAL_TOKENS // (size[0] * size[1] // world.CELL**2))
-            scenes = [world.draw(rng, size) for _ in range(count)]
+            scenes = [world.draw_any(rng, size) for _ in range(count)]
             yield vars(pack(self.prompter, scenes, [pairs_of(rng, scene) for scene in scenes]))
             index += 1
 
@@ -185,15 +197,15 @@ class Student(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         tokens = tower.forward(self.vision, tower.normalise(batch.images))
-        dense, predicted = self.heads(tokens, batch.cells, batch.centre)
+        dense = self.heads(tokens, Targets(*batch.target))
         answers, right = self.answers(batch, tokens, attention_mask(batch.segment))
         start, count = first_visual(batch), tokens.shape[1] * tokens.shape[2]
         return {
             "answers": answers,
-            "dense": dense,
+            "dense": dense["loss"],
             "positions": self._positions(self.seen[:, start : start + count], tokens.shape[1:3]),
             "right": right,
-            "cells": (predicted == batch.cells)[batch.cells > 0].float().mean(),
+            **{name: dense[name] for name in ("cells", "words", "letters")},
         }
 
     def answers(self, batch: Batch, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -235,10 +247,13 @@ class Student(nn.Module):
 def load_shipped(student: Student) -> None:
     """Starts from ``assets/model``: what a machine without ``runs/`` goes on from. Heads and probe start anew."""
     state = embedded.shipped_state()
-    student.vision.load_state_dict(embedded.tower_state(state))
+    warm_start(student.vision)
     for name, parameter in student.trained().items():
-        if name in state:
-            parameter.data.copy_(state[name] / SCALE if name.endswith(".lora_b") else state[name])
+        # Shipped adapters of a lower rank fill the first rows of A and columns of B; the other columns of B are zero: no change.
+        if name.endswith(".lora_a") and name in state:
+            parameter.data[: len(state[name])] = state[name]
+        elif name in state:
+            parameter.data[:, : state[name].shape[1]] = state[name] / SCALE
 
 
 def train(minutes: float, batches: int | None = None, from_shipped: bool = False) -> None:
@@ -268,7 +283,7 @@ def train(minutes: float, batches: int | None = None, from_shipped: bool = False
         student.vision.load_state_dict(saved["visual"])
         student.heads.load_state_dict(saved["heads"])
     loader = DataLoader(Examples(student.prompter, step), batch_size=None, num_workers=1, prefetch_factor=4)
-    last_saved, sums = clock.spent, {}
+    last_saved, seen = clock.spent, []
     for raw in loader:
         progress = clock.tick()
         if progress >= 1 or (batches is not None and batches <= 0):
@@ -284,10 +299,10 @@ def train(minutes: float, batches: int | None = None, from_shipped: bool = False
         torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
         optimizer.step()
         step += 1
-        sums = {name: sums.get(name, 0.0) + value.item() for name, value in terms.items()}
+        seen.append({name: value.item() for name, value in terms.items()})
         if step % 20 == 0:
-            common.log("lm", step=step, minutes=clock.spent / 60, **{name: value / 20 for name, value in sums.items()})
-            sums = {}
+            common.log("lm", step=step, minutes=clock.spent / 60, **common.means(seen))
+            seen = []
         if clock.spent - last_saved > 180:
             _save(student, optimizer, clock, step, before)
             last_saved = clock.spent

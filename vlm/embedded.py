@@ -21,7 +21,7 @@ MROPE_SECTION = [0, 1, 1] * 12 + [8, 0, 0]
 
 
 def config() -> Qwen2_5_VLConfig:
-    """The architecture: 6 vision layers of 192 (full attention in layers 2 and 5), 30 language layers of 576."""
+    """The architecture: 8 vision layers of 192 (full attention in layers 2, 5 and 7), 30 language layers of 576."""
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": 49152,
@@ -39,13 +39,13 @@ def config() -> Qwen2_5_VLConfig:
             "tie_word_embeddings": True,
         },
         vision_config={
-            "depth": 6,
+            "depth": 8,
             "hidden_size": 192,
             "intermediate_size": 512,
             "num_heads": 3,
             "out_hidden_size": 576,
             "window_size": 112,
-            "fullatt_block_indexes": [2, 5],
+            "fullatt_block_indexes": [2, 5, 7],
         },
         image_token_id=IMAGE_PAD,
         video_token_id=6,
