@@ -9,8 +9,9 @@ from pathlib import Path
 import gradio as gr
 
 from pruning.registry import METHODS, SCORERS
+from pruning.scorers.trained import FILE
 from viz import overlay, studio
-from vlm.embedded import NAME
+from vlm.embedded import MODEL_DIR, NAME
 from vlm.errors import UserError
 from vlm.gguf_text import prepare
 from vlm.open import MODELS, open_vlm
@@ -70,7 +71,7 @@ def build_demo() -> gr.Blocks:
                 )
                 methods = [(m.label, key) for key, m in studio.PRUNERS.items()]
                 method = gr.Dropdown(methods, value="idpruner", label="Pruning method", elem_id="method")
-                scorers = [(s.label, key) for key, s in SCORERS.items()]
+                scorers = [(s.label, key) for key, s in SCORERS.items() if key != "trained" or (MODEL_DIR / FILE).exists()]
                 scorer = gr.Dropdown(scorers, value=METHODS["idpruner"].scorer.key, label="Importance", elem_id="scorer")
                 lam = gr.Slider(0, 1, 0.5, step=0.05, label="Lambda: diversity (0) to importance (1)", elem_id="lambda")
                 model = gr.Dropdown(list(MODELS), value=NAME, label="Model", elem_id="model")

@@ -15,6 +15,7 @@ import numpy as np
 
 from bench.suite.evaluate import Setting, run
 from bench.suite.tasks import NINE, SEED, TASKS, items
+from pruning.registry import METHODS
 from training.common import RUNS
 from vlm.embedded import MODEL_DIR, NAME
 from vlm.model import Vlm
@@ -26,13 +27,14 @@ BOOTSTRAPS = 1000
 BASELINES = ("topk", "mmr training-free", "farthest", "random", "uniform", "down-sampling")
 
 
-def settings_of(name: str, prune: float) -> list[Setting]:
-    """The settings behind a column's name; several for random, whose seeds are averaged."""
+def settings_of(name: str, prune: float, scorer: str | None = None) -> list[Setting]:
+    """The settings behind a column's name; several for random, whose seeds are averaged. scorer: that of idpruner and topk."""
     if name == "random":
         return [Setting("random", prune, seed=seed) for seed in range(RANDOM_SEEDS)]
     if name == "mmr training-free":
         return [Setting("idpruner", prune, lam=LAMBDA, scorer="neg-cos-mean")]
-    return [Setting(name, prune, lam=LAMBDA if name == "idpruner" else None)]
+    takes = METHODS[name].takes_scorer if name in METHODS else False
+    return [Setting(name, prune, lam=LAMBDA if name == "idpruner" else None, scorer=scorer if takes else None)]
 
 
 def answered(vlm: Vlm, task: str, limit: int, settings: list[Setting]) -> dict[Setting, np.ndarray]:
@@ -92,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     names = [] if arguments.unpruned_only else [arguments.method, *(b for b in BASELINES if b != arguments.method)]
     full, blank, pruned = {}, {}, {(name, share): {} for name in names for share in arguments.prune}
     for task in tasks:
-        wanted = {key: settings_of(*key) for key in pruned}
+        wanted = {key: settings_of(*key, "trained" if vlm.scorer else None) for key in pruned}
         extra = [Setting("none"), *([Setting("blank")] if arguments.unpruned_only else [])]
         scores = answered(vlm, task, arguments.limit, [*extra, *(s for group in wanted.values() for s in group)])
         full[task] = scores[extra[0]]

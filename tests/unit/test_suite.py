@@ -1,0 +1,110 @@
+"""The suite: its questions are fixed, held out and answerable; its scores follow the benchmarks' rules; its table adds up."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench import headline
+from bench.accuracy import HELD_OUT_SEED, answer
+from bench.suite import evaluate, scores, tasks
+from bench.suite.evaluate import Setting
+from pruning.registry import METHODS
+from training import examples, train_lm, train_tower
+from vlm.open import open_vlm
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_a_task_is_fixed_and_its_own_answers_are_right(task):
+    some, more = tasks.items(task, 3), tasks.items(task, 6)
+    for a, b in zip(some, more, strict=False):
+        assert (a.question, a.answer) == (b.question, b.answer)
+        assert np.array_equal(np.asarray(a.picture), np.asarray(b.picture))
+    assert [item.score(item.answer) for item in more] == [1.0] * 6
+    assert [item.score("Something else entirely.") for item in more] == [0.0] * 6
+
+
+def test_the_suite_shares_no_seed_with_training():
+    used = {train_tower.SEED, train_lm.SEED, examples.SEED, HELD_OUT_SEED}
+    assert not used & {tasks.SEED, tasks.DEVELOPMENT_SEED}
+    assert tasks.SEED != tasks.DEVELOPMENT_SEED
+    assert len(tasks.NINE) == 9
+
+
+def test_most_pictures_have_256_tokens():
+    sizes = [item.picture.size for item in tasks.items("counting", 40)]
+    assert sizes.count((448, 448)) > 20
+    assert len(set(sizes)) > 2
+
+
+@pytest.mark.parametrize(
+    ("score", "said", "right", "worth"),
+    [
+        (scores.exact, "a CAT", "A cat.", 1.0),
+        (scores.exact, "A cat and a dog.", "A cat.", 0.0),
+        (scores.relaxed, "52", "50.", 1.0),
+        (scores.relaxed, "$52.5", "50.", 1.0),
+        (scores.relaxed, "53", "50.", 0.0),
+        (scores.relaxed, "milk", "50.", 0.0),
+        (scores.relaxed, "Milk.", "Milk.", 1.0),
+        (scores.anls, "Paris.", "Paris.", 1.0),
+        (scores.anls, "Pariz.", "Paris.", 0.8),
+        (scores.anls, "Rome.", "Paris.", 0.0),
+        (scores.recall, "A dog and a cat.", "A cat and a dog.", 1.0),
+        (scores.recall, "A cat.", "A cat and a dog.", 0.5),
+        (scores.recall, "A cat, a cat, a dog and an owl.", "A cat and a dog.", 0.5),
+        (scores.recall, "", "A cat.", 0.0),
+    ],
+)
+def test_scores(score, said, right, worth):
+    assert score(said, right) == pytest.approx(worth)
+
+
+def test_a_smaller_picture_has_the_tokens_that_are_asked_for():
+    for size in ((448, 448), (448, 224), (336, 336)):
+        for share in (0.25, 0.1):
+            wide, high = evaluate.smaller(Image.new("RGB", size), share).size
+            cells, full = wide * high / 784, size[0] * size[1] / 784
+            assert wide % 28 == high % 28 == 0 and cells == pytest.approx(share * full, abs=max(3, 0.12 * share * full))
+
+
+def test_kept_is_the_mean_of_the_tasks_ratios():
+    full = {"a": np.tile([1.0, 1.0], 50), "b": np.tile([1.0, 0.0], 50)}
+    pruned = {"a": np.tile([1.0, 0.0], 50), "b": np.tile([1.0, 0.0], 50)}
+    assert headline.kept(full, pruned) == pytest.approx(0.75)
+    low, high = headline.interval(full, full)
+    assert low == high == 100.0
+    assert headline.interval(full, pruned, pruned) == [0.0, 0.0]
+
+
+def test_a_column_names_its_settings():
+    assert [s.seed for s in headline.settings_of("random", 0.9)] == list(range(headline.RANDOM_SEEDS))
+    assert headline.settings_of("idpruner", 0.75, "trained") == [Setting("idpruner", 0.75, lam=0.5, scorer="trained")]
+    assert headline.settings_of("topk", 0.75, "trained") == [Setting("topk", 0.75, scorer="trained")]
+    assert headline.settings_of("uniform", 0.75, "trained") == [Setting("uniform", 0.75)]
+    assert headline.settings_of("mmr training-free", 0.75, "trained")[0].scorer == "neg-cos-mean"
+
+
+@dataclass
+class Listener:
+    """An item that notes what was said instead of judging it."""
+
+    picture: Image.Image
+    question: str
+    said: list[str]
+
+    def score(self, text: str) -> float:
+        self.said.append(text)
+        return 0.0
+
+
+@pytest.mark.slower
+def test_batched_answers_are_single_answers():
+    vlm = open_vlm()
+    items = [Listener(i.picture, i.question, []) for i in tasks.items("naming", 2) + tasks.items("counting", 2)]
+    result = evaluate.run(vlm, items, [Setting("none"), Setting("down-sampling", 0.75)], progress=False)
+    assert all(np.isfinite(values).all() for values in result.values())
+    for item in items:
+        small = evaluate.smaller(item.picture, 0.25)
+        assert sorted(item.said) == sorted(answer(vlm, p, item.question, METHODS["none"], 0.0) for p in (item.picture, small))
