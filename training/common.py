@@ -5,13 +5,13 @@ import math
 import os
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from training import world
+from vlm import device
 
 RUNS = Path(os.environ.get("TRIMLENS_RUNS", Path(__file__).resolve().parent.parent / "runs"))
 
@@ -67,27 +67,9 @@ def cosine(progress: float, peak: float, warmup: float = 0.02, floor: float = 0.
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * t)))
 
 
-@lru_cache
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where this processor multiplies matrices at least 1.5 times faster in it (AMX, AVX-512 BF16), else float32.
-
-    Measured, never assumed: the same program met a processor where bfloat16 was ten times slower.
-    """
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x, weight = torch.randn(512, 576, dtype=dtype), torch.randn(1536, 576, dtype=dtype)
-        for _ in range(3):
-            torch.nn.functional.linear(x, weight)
-        began = time.perf_counter()
-        for _ in range(20):
-            torch.nn.functional.linear(x, weight)
-        rates[dtype] = 20 / (time.perf_counter() - began)
-    return torch.bfloat16 if rates[torch.bfloat16] > 1.5 * rates[torch.float32] else torch.float32
-
-
 def autocast() -> torch.autocast:
-    """Matrix products in :func:`fast_dtype`; parameters, losses and the optimiser stay float32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype() is torch.bfloat16)
+    """Matrix products in bfloat16 where that is measured to be faster; parameters, losses and the optimiser stay float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=device.cpu_dtype()[0] is torch.bfloat16)
 
 
 def means(seen: list[dict[str, float]]) -> dict[str, float]:

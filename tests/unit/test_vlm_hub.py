@@ -10,6 +10,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from pruning.registry import METHODS
 from tests.unit.tiny import QUESTION, noise, tiny_config, tiny_model
+from vlm import device
 from vlm.errors import UserError
 from vlm.hub import HUB_MODELS, open_hub
 from vlm.model import Vlm, last
@@ -175,3 +176,21 @@ def test_a_folder_that_is_no_such_checkpoint_is_a_sentence(folder, tmp_path, dam
     with pytest.raises(UserError, match=reason) as caught:
         open_vlm(str(tmp_path))
     assert_clear(caught.value)
+
+
+def test_the_type_on_a_cpu_is_measured_or_set_by_hand(monkeypatch):
+    measure = device.cpu_dtype.__wrapped__
+    monkeypatch.delenv("TRIMLENS_DTYPE")
+    for gains, wanted in (
+        ({256: 3.0, 1: 2.0}, torch.bfloat16),
+        ({256: 3.0, 1: 1.1}, torch.float32),
+        ({256: 0.1, 1: 2.0}, torch.float32),
+    ):
+        monkeypatch.setattr(device, "_rate", lambda dtype, rows, g=gains: g[rows] if dtype is torch.bfloat16 else 1.0)
+        assert measure()[0] is wanted
+        assert f"{min(gains.values()):.1f} times" in measure()[1]
+    monkeypatch.setenv("TRIMLENS_DTYPE", "bfloat16")
+    assert measure() == (torch.bfloat16, "TRIMLENS_DTYPE")
+    monkeypatch.setenv("TRIMLENS_DTYPE", "int3")
+    with pytest.raises(UserError, match="float32 or bfloat16"):
+        measure()
