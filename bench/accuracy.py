@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         text = answer(vlm, picture, question.text, method, arguments.prune)
         seeing.append(questions.is_right(question, text))
         if not arguments.no_blank:
-            blank = answer(vlm, Image.new("RGB", picture.size, GREY), question.text, "none", 0.0)
+            blank = answer(vlm, Image.new("RGB", picture.size, GREY), question.text, METHODS["none"], 0.0)
             blind.append(questions.is_right(question, blank))
         if number <= arguments.show:
             print(f"{'ok ' if seeing[-1] else 'BAD'} {question.kind:6} {question.text} -> {text} [{question.answer}]")

@@ -1,8 +1,10 @@
 """Writes the trained weights as the app loads them. ``python -m training.export``: runs/lm.pt -> assets/model/*.safetensors
 
-The tower and the adapters go out in float16; the adapters' scale is folded into ``lora_b``.
+The tower and the adapters go out in float16; the adapters' scale is folded into ``lora_b``. ``--tower`` writes the tower of
+stage 1 alone to training/checkpoints/, which is committed between two sessions on different machines (``--go-on`` reads it).
 """
 
+import argparse
 import json
 
 import torch
@@ -10,9 +12,22 @@ from safetensors.torch import save_file
 
 from training import common
 from training.train_lm import RANK, SCALE
+from training.train_tower import CHECKPOINT
 from vlm.embedded import MODEL_DIR, NAME
 
 SHARD_BYTES = 9_500_000
+
+
+def export_tower() -> None:
+    """runs/tower.pt -> training/checkpoints/tower.safetensors: the tower and its heads, in float16, without the optimiser."""
+    saved = common.load("tower")
+    if saved is None:
+        raise SystemExit("runs/tower.pt is missing: run `python -m training.train_tower` first.")
+    state = {f"{part}.{name}": tensor.half().contiguous() for part in ("visual", "heads") for name, tensor in saved[part].items()}
+    CHECKPOINT.parent.mkdir(exist_ok=True)
+    before = saved["before"] + saved["spent"] / 60
+    save_file(state, CHECKPOINT, {"step": str(saved["step"]), "minutes": f"{before:.1f}"})
+    print(CHECKPOINT, CHECKPOINT.stat().st_size, saved["step"], round(before, 1))
 
 
 def main() -> None:
@@ -47,4 +62,6 @@ def _shards(state: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tower", action="store_true", help="only the tower of stage 1")
+    export_tower() if parser.parse_args().tower else main()

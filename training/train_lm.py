@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from training import common, plain, questions, tower, world
-from training.train_tower import Heads, Targets, targets, warm_start
+from training.train_tower import CHECKPOINT, Heads, Targets, go_on, targets, warm_start
 from vlm import embedded
 from vlm.tokenizer import IM_END, VISION_START, Prompter
 
@@ -277,6 +277,8 @@ def train(minutes: float, batches: int | None = None, from_shipped: bool = False
     elif from_shipped:
         load_shipped(student)
         step, before = embedded.card()["steps"], embedded.card()["minutes"]
+        if (saved := common.load("tower")) is None and CHECKPOINT.exists():
+            go_on(student.vision, student.heads)
     elif (saved := common.load("tower")) is None:
         raise SystemExit("runs/tower.pt is missing: run `python -m training.train_tower` first.")
     if saved:

@@ -7,11 +7,13 @@ Resumes from runs/tower.pt.
 """
 
 import argparse
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch.utils.data import DataLoader, IterableDataset
 
 from training import common, lettering, tower, world
@@ -21,6 +23,7 @@ from vlm import embedded
 SEED = 11
 TOKENS = 1024  # visual tokens a batch
 CENTRE = 1
+CHECKPOINT = Path(__file__).with_name("checkpoints") / "tower.safetensors"
 PEAK, MUON_PEAK = 2e-3, 5e-3
 
 
@@ -116,7 +119,7 @@ def share(right: torch.Tensor) -> torch.Tensor:
     return right.float().mean()
 
 
-def train(minutes: float, batches: int | None = None, compiled: bool = True, from_shipped: bool = False) -> None:
+def train(minutes: float, batches: int | None = None, compiled: bool = True, resume: bool = False) -> None:
     """Trains for ``minutes`` in total over all runs (or ``batches`` more batches) and leaves runs/tower.pt."""
     torch.manual_seed(SEED)
     text, prompter = embedded.open_text_model()
@@ -127,15 +130,15 @@ def train(minutes: float, batches: int | None = None, compiled: bool = True, fro
         vision.merger.mlp[2].bias.copy_(words.mean)
     parameters = [*vision.parameters(), *heads.parameters()]
     optimizers = _optimizers(vision, heads)
-    clock, step = common.Clock(minutes * 60), 0
+    clock, step, before = common.Clock(minutes * 60), 0, 0.0
     if saved := common.load("tower"):
         vision.load_state_dict(saved["visual"])
         heads.load_state_dict(saved["heads"])
         for optimizer, state in zip(optimizers, saved["optimizers"] or [], strict=False):
             optimizer.load_state_dict(state)
-        clock, step = common.Clock(minutes * 60, saved["spent"]), saved["step"]
-    elif from_shipped:
-        warm_start(vision)
+        clock, step, before = common.Clock(minutes * 60, saved["spent"]), saved["step"], saved["before"]
+    elif resume:
+        step, before = go_on(vision, heads)
     run_block = tower.compiled_block() if compiled else None
     # With 1024 tokens a batch these sizes share the shape of their window layers, so that little is compiled.
     sizes = ((224, 224), (224, 448), (448, 224), (448, 448))
@@ -162,9 +165,22 @@ def train(minutes: float, batches: int | None = None, compiled: bool = True, fro
             common.log("tower", step=step, minutes=clock.spent / 60, **common.means(seen))
             seen = []
         if clock.spent - last_saved > 120:
-            _save(vision, heads, optimizers, clock, step)
+            _save(vision, heads, optimizers, clock, step, before)
             last_saved = clock.spent
-    _save(vision, heads, optimizers, clock, step)
+    _save(vision, heads, optimizers, clock, step, before)
+
+
+def go_on(vision: torch.nn.Module, heads: Heads) -> tuple[int, float]:
+    """Starts from the committed checkpoint of this stage, or else from the shipped tower. Returns (steps, minutes) so far."""
+    if not CHECKPOINT.exists():
+        warm_start(vision)
+        return 0, 0.0
+    with safe_open(CHECKPOINT, "pt") as file:
+        state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (it is no dict)
+        done = file.metadata()
+    for part, module in (("visual", vision), ("heads", heads)):
+        module.load_state_dict({n.removeprefix(f"{part}."): t for n, t in state.items() if n.startswith(f"{part}.")})
+    return int(done["step"]), float(done["minutes"])
 
 
 def warm_start(vision: torch.nn.Module) -> None:
@@ -189,7 +205,7 @@ def _optimizers(vision: torch.nn.Module, heads: Heads) -> list[torch.optim.Optim
     ]
 
 
-def _save(vision, heads, optimizers, clock, step) -> None:
+def _save(vision, heads, optimizers, clock, step, before) -> None:
     common.save(
         "tower",
         {
@@ -197,6 +213,7 @@ def _save(vision, heads, optimizers, clock, step) -> None:
             "heads": heads.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "spent": clock.spent,
+            "before": before,
             "step": step,
         },
     )
@@ -206,7 +223,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=35)
     parser.add_argument("--batches", type=int, help="stop after this many batches (a smoke run)")
-    parser.add_argument("--from-shipped", action="store_true", help="without runs/tower.pt, go on from assets/model")
+    parser.add_argument("--go-on", action="store_true", help="without runs/tower.pt, go on from what is committed")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    train(arguments.minutes, arguments.batches, arguments.batches is None, arguments.from_shipped)
+    train(arguments.minutes, arguments.batches, arguments.batches is None, arguments.go_on)

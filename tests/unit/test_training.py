@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bench.accuracy import HELD_OUT_SEED, KINDS, held_out, interval
-from training import common, examples, muon, train_lm, train_tower, world
+from training import common, examples, export, muon, train_lm, train_tower, world
 
 
 @pytest.fixture
@@ -34,6 +34,23 @@ def test_both_stages_run_and_resume(runs):
     name = "layers.0.self_attn.q_proj.lora_b"
     assert (second["language"][name] - first["language"][name]).abs().max() > 0, "the second run must go on learning"
     assert (first["visual"]["patch_embed.proj.weight"] - tower["visual"]["patch_embed.proj.weight"]).abs().max() > 0
+
+
+@pytest.mark.slower
+def test_a_new_machine_goes_on_from_the_committed_tower(runs, monkeypatch):
+    file = runs / "committed" / "tower.safetensors"
+    for module in (train_tower, export, train_lm):
+        monkeypatch.setattr(module, "CHECKPOINT", file)
+    train_tower.train(60, batches=1, compiled=False, resume=True)
+    export.export_tower()
+    first = common.load("tower")
+    (runs / "tower.pt").unlink()
+    train_tower.train(60, batches=0, compiled=False, resume=True)
+    second = common.load("tower")
+    assert (first["step"], second["step"]) == (1, 1) and second["before"] >= 0
+    for part in ("visual", "heads"):
+        furthest = max((first[part][name] - second[part][name]).abs().max().item() for name in first[part])
+        assert furthest < 4e-3, f"float16 loses {furthest}"
 
 
 def test_orthogonalised_updates_have_singular_values_near_one():
