@@ -28,9 +28,20 @@ def decode_attention(
     scale: 1 / sqrt(D) when None; dtype: of the arithmetic. Returns the output [B, Hq, D] in ``dtype`` and the trace.
     Raises ValueError on wrong shapes, an empty cache, or a mode that the store's planes cannot serve.
     """
+    check(q, store, mode, mask)
+    batch, heads, length, dim = store.shape
+    visible = torch.ones(batch, length, dtype=torch.bool, device=q.device) if mask is None else mask
+    # As long as every token is whole there is nothing to choose.
+    read = READERS[store.format] if store.planed else read_whole
+    out, trace = read(fold(q, heads).to(dtype), store, mode, visible[:, None, None], dim**-0.5 if scale is None else scale)
+    return out.flatten(1, 2), trace
+
+
+def check(q: torch.Tensor, store: Store, mode: Mode, mask: torch.Tensor | None) -> None:
+    """What every kernel must refuse. Raises ValueError as :func:`decode_attention` says."""
     if store.length == 0:
         raise ValueError("There is nothing to attend to: the cache is empty.")
-    batch, heads, length, dim = store.shape
+    batch, _, length, dim = store.shape
     if q.ndim != 3 or q.shape[0] != batch or q.shape[2] != dim:
         raise ValueError(f"q must be [{batch}, Hq, {dim}] for this cache, got {list(q.shape)}.")
     if mask is not None and (mask.shape != (batch, length) or mask.dtype != torch.bool):
@@ -38,11 +49,6 @@ def decode_attention(
     if not isinstance(mode, MODES[store.format]):
         names = " or ".join(m.__name__ for m in MODES[store.format])
         raise ValueError(f"A cache stored '{store.format}' can be read in mode {names}, not {type(mode).__name__}.")
-    visible = torch.ones(batch, length, dtype=torch.bool, device=q.device) if mask is None else mask
-    # As long as every token is whole there is nothing to choose.
-    read = READERS[store.format] if store.planed else read_whole
-    out, trace = read(fold(q, heads).to(dtype), store, mode, visible[:, None, None], dim**-0.5 if scale is None else scale)
-    return out.flatten(1, 2), trace
 
 
 def read_whole(q: torch.Tensor, store: Store, mode: Mode, visible: torch.Tensor, scale: float) -> tuple[torch.Tensor, Trace]:

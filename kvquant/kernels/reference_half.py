@@ -35,11 +35,7 @@ def read_half(q: torch.Tensor, store: Store, mode: Mode, visible: torch.Tensor, 
     out = p @ v
 
     mass12, mass8 = ((p[..., :n] * (v_bits == bits)[:, :, None]).sum(-1) for bits in (12, 8))
-    value = half_value_error(v_peak[:, :, None].to(q.dtype), mass12, mass8)
-    delta = half_score_error(q, k_peak[:, :, None], k_bits[:, :, None], scale)
-    # No value is farther from another than the box of all values is long.
-    box = 2 * torch.maximum(v_peak, store.tail["v"].abs().amax(2).float() if store.tail.length else v_peak)[:, :, None].to(q.dtype)
-    error = value + softmax_shift(delta)[..., None] * box
+    error = half_bound(q, store, k_bits, mass12, mass8, scale)
     trace = Trace.of(
         store,
         meter,
@@ -51,6 +47,22 @@ def read_half(q: torch.Tensor, store: Store, mode: Mode, visible: torch.Tensor, 
         bound_max=error.amax(-1),
     )
     return out, trace
+
+
+def half_bound(
+    q: torch.Tensor, store: Store, k_bits: torch.Tensor, mass12: torch.Tensor, mass8: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Proven bound of every output channel's error, [B, H, g, D], if K's channels are read with ``k_bits`` [B, H, D].
+
+    mass12, mass8: [B, H, g], the probabilities of tokens of which V is read with 12 and 8 bits.
+    """
+    planes, tail = store.planes, store.tail
+    v_peak = planes.v_peak
+    value = half_value_error(v_peak[:, :, None].to(q.dtype), mass12, mass8)
+    delta = half_score_error(q, planes.k_peak[:, :, None], k_bits[:, :, None], scale)
+    # No value is farther from another than the box of all values is long.
+    box = 2 * torch.maximum(v_peak, tail["v"].abs().amax(2).float() if tail.length else v_peak)[:, :, None].to(q.dtype)
+    return value + softmax_shift(delta)[..., None] * box
 
 
 def _keys(planes: HalfPlanes, bits: torch.Tensor, meter: Meter) -> torch.Tensor:
