@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{len(t.decode)} decode steps {sum(t.decode) * 1e3:.0f} ms"
     )
     record = asdict(answer)
+    del record["traces"]
     record["timings"] |= {"first_token": t.first_token, "total": t.total}
     print(json.dumps(record))
     return 0

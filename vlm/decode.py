@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from transformers import Cache, DynamicCache
 
+from kvquant.attention import reading
+from kvquant.cache import KVCache
 from vlm.device import synchronise
 from vlm.prefill import PrunedPrompt
 
@@ -35,7 +38,9 @@ def steps(model, prompt: PrunedPrompt, max_new_tokens: int, cache: Cache | None 
         synchronise(device)
         began = time.perf_counter()
         arguments["attention_mask"] = mask if padded else None
-        logits = model(**arguments, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+        # Step by step: between two steps the model may serve another answer, with another cache.
+        with reading(model) if isinstance(cache, KVCache) else nullcontext():
+            logits = model(**arguments, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         token = logits.argmax(-1)
         logprob = logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
         synchronise(device)

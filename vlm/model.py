@@ -15,6 +15,8 @@ from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from kvquant.cache import KVCache, Setting
+from kvquant.modes import Trace
 from pruning.registry import Method
 from pruning.scorers import trained
 from pruning.tokens import Ranking, VisualTokens, keep_count
@@ -77,7 +79,10 @@ class Timings:
 
 @dataclass
 class Answer:
-    """An answer as far as it has been written; ``pieces`` are the texts of its tokens and join to ``text``."""
+    """An answer as far as it has been written; ``pieces`` are the texts of its tokens and join to ``text``.
+
+    traces: ``traces[step][layer]``, what the newest decode steps have read of the KV cache; empty without a cache setting.
+    """
 
     method: str
     visual_tokens: int
@@ -89,6 +94,7 @@ class Answer:
     logprobs: list[float] = field(default_factory=list)
     timings: Timings = field(default_factory=Timings)
     done: bool = False
+    traces: list[tuple[Trace, ...]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -192,8 +198,11 @@ class Vlm:
         rankings: list[Ranking] | None = None,
         prune: float = 0.0,
         max_new_tokens: int = 48,
+        kv: Setting | None = None,
     ) -> Iterator[Answer]:
         """Yields the answer after every token; with ``rankings`` the fraction ``prune`` of each image's tokens is left out.
+
+        kv: how the KV cache is stored and read; None is transformers' default cache.
 
         Raises:
             UserError: the question is empty or too long.
@@ -212,7 +221,8 @@ class Vlm:
         if rankings:
             answer.timings.scoring = sum(r.scoring_s for r in rankings)
             answer.timings.selection = sum(r.selection_s for r in rankings)
-        yield from self._decode(answer, self.prompt(images, question, keeps), max_new_tokens)
+        cache = None if kv is None else KVCache(self.model.config, kv)
+        yield from self._decode(answer, self.prompt(images, question, keeps), max_new_tokens, cache)
 
     def prompt(self, images: list[Encoded], question: str, keeps: list[np.ndarray | None]) -> prefill.PrunedPrompt:
         """The pruned single-row prompt of a question about ``images``."""
@@ -221,11 +231,11 @@ class Vlm:
         with torch.inference_mode():
             return prefill.build(self.model, [(ids, visual)])
 
-    def _decode(self, answer: Answer, prompt: prefill.PrunedPrompt, limit: int) -> Iterator[Answer]:
+    def _decode(self, answer: Answer, prompt: prefill.PrunedPrompt, limit: int, cache: KVCache | None) -> Iterator[Answer]:
         answer.prompt_tokens = prompt.input_ids.shape[1]
         ends = self.model.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
-        steps = decode.steps(self.model, prompt, limit)
+        steps = decode.steps(self.model, prompt, limit, cache)
         for index in range(limit):
             # Locked step by step: an answer that nobody reads on must not block the others.
             with self.lock:
@@ -234,6 +244,8 @@ class Vlm:
                 answer.timings.decode.append(step.seconds)
             else:
                 answer.timings.prefill = step.seconds
+            if cache is not None:
+                answer.traces = cache.traces
             token = int(step.token[0])
             answer.token_ids.append(token)
             answer.logprobs.append(float(step.logprob[0]))

@@ -1,10 +1,18 @@
-"""Tiny Qwen2.5-VL models with random weights, built from a config: nothing is downloaded."""
+"""Tiny models with random weights, built from a config: nothing is downloaded."""
 
 import numpy as np
 import torch
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from vlm.device import Placement
 from vlm.model import Encoded, Vlm
@@ -52,10 +60,8 @@ def tiny_config(**changes) -> Qwen2_5_VLConfig:
 
 
 @torch.no_grad()
-def tiny_model(seed: int, config: Qwen2_5_VLConfig | None = None, gain: float = 1.5) -> Qwen2_5_VLForConditionalGeneration:
+def randomise(model: PreTrainedModel, gain: float = 1.5) -> PreTrainedModel:
     """Float32, in eval mode; weights of ``gain`` / sqrt of the fan-in, enough for logits that differ by units."""
-    torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config or tiny_config())
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             fan_in = 1 if "embed_tokens" in name else parameter[0].numel()
@@ -65,6 +71,40 @@ def tiny_model(seed: int, config: Qwen2_5_VLConfig | None = None, gain: float = 
     model.generation_config.eos_token_id = [IM_END, END_OF_TEXT]
     model.generation_config.pad_token_id = END_OF_TEXT
     return model.eval()
+
+
+def tiny_model(seed: int, config: Qwen2_5_VLConfig | None = None, gain: float = 1.5) -> Qwen2_5_VLForConditionalGeneration:
+    """A randomised Qwen2.5-VL."""
+    torch.manual_seed(seed)
+    return randomise(Qwen2_5_VLForConditionalGeneration(config or tiny_config()), gain)
+
+
+def tiny_qwen3_vl(seed: int) -> Qwen3VLForConditionalGeneration:
+    """A randomised Qwen3-VL with the sizes of the tiny Qwen2.5-VL; its patches are 16 pixels wide."""
+    config = tiny_config().to_dict()
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3], "mrope_interleaved": True}
+    keep = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+    text = {name: config["text_config"][name] for name in keep} | {"head_dim": 16, "rope_parameters": rope}
+    sizes = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
+    vision = sizes | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+    tokens = {name: config[name] for name in config if name.endswith("_token_id")}
+    torch.manual_seed(seed)
+    return randomise(Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)))
+
+
+def tiny_llama(seed: int) -> LlamaForCausalLM:
+    """A randomised Llama with as many KV heads as query heads."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=4096,
+    )
+    torch.manual_seed(seed)
+    return randomise(LlamaForCausalLM(config))
 
 
 def byte_prompter() -> Prompter:
