@@ -119,8 +119,10 @@ def compile_for(capability: int) -> None:
 
     def launch(self: Step, kernel: triton.JITFunction, grid: tuple[int, ...], **more: object) -> None:
         names = self.names | more
-        constants = {(p.num,): names[p.name] for p in kernel.params if p.is_constexpr}
-        values = {p.name: names[p.name] for p in kernel.params if not p.is_constexpr}
+        # As Triton launches a kernel: an integer of 1 is a constant, too, and tensors are aligned.
+        fixed = [p.name for p in kernel.params if p.is_constexpr or (type(names[p.name]) is int and names[p.name] == 1)]
+        constants = {(kernel.arg_names.index(name),): names[name] for name in fixed}
+        values = {name: names[name] for name in kernel.arg_names if name not in fixed}
         signature = dict.fromkeys(kernel.arg_names, "constexpr")
         signature |= {name: TYPES[x.dtype if isinstance(x, torch.Tensor) else type(x)] for name, x in values.items()}
         aligned = {
@@ -133,10 +135,9 @@ def compile_for(capability: int) -> None:
         print(json.dumps(answer | {"tensor_cores": "mma.sync" in built.asm["ptx"]}), flush=True)
 
     Step.launch = launch
-    q, k, v = problem(0, batch=1, length=300, dim=64)
-    mask = left_padded(1, 300)
+    q, k, v = problem(0, batch=1, length=300, dim=64, group=1)
     for read, format, mode in ((read_fixed, "fixed", Exact()), (read_fixed, "fixed", Certified()), (read_half, "half", Paper())):
-        read(fold(q, k.shape[1]), stored(format, k.half(), v.half()), mode, mask, 0.125)
+        read(fold(q, k.shape[1]), stored(format, k.half(), v.half()), mode, left_padded(1, 300), 0.125)
 
 
 if __name__ == "__main__":

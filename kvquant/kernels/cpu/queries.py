@@ -4,53 +4,60 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvquant.kernels.cpu.dots import DIGITS
 from kvquant.kernels.cpu.numbers import jit
 
+LOG2E = np.float32(1.4426950408889634)
 # The largest |number|: three balanced digits of base 256 reach 127 (256**2 + 256 + 1).
 TOP = np.float32(8.3e6)
+# What float32 can still split.
+LARGEST = np.float32(1e30)
 
 
-@jit
-def split_queries(query, spread, scale, digits, start, size):
-    """query: float32 [R, g, D] of R rows (batch, KV head); spread: float32 [R, D]. Returns False where one is not finite.
+@jit(fastmath=False)  # so that nan is seen
+def split_query(query, spread, scale, digits, start, size):
+    """query: float32 [D]; spread: float32 [D]. Returns False where a number is not finite.
 
-    Writes digits int8 [R, fours, g, 3, 4] (padded with zeros), start int32 [R, g, 3] (see kvquant.kernels.cpu.dots) and size
-    float32 [R, g, 6], all times ``scale``: the step of the last digit; the norms of query * spread, l1 and l2; the norms of what
-    two digits leave out, l1 and l2; half the step, what three digits leave out of a channel.
+    Writes digits int8 [D / 4, 3, 4] and start int32 [3] (see kvquant.kernels.cpu.dots), and size float32 [6], all times
+    ``scale``: the step of the last digit; the l1 and the l2 norm of query * spread; those of what two digits leave out; half the
+    step, which is what three digits leave out of a channel.
     """
-    rows, group, dim = query.shape
-    number = np.empty(dim, np.float32)
-    for r in range(rows):
-        for j in range(group):
-            top = np.float32(1e-30)
-            for c in range(dim):
-                number[c] = query[r, j, c] * spread[r, c]
-                top = max(top, abs(number[c]))
-            if not top < np.float32(1e30):
-                return False
-            step = top / TOP
-            start[r, j] = 0
-            l1, l2, rest1, rest2 = 0.0, 0.0, 0.0, 0.0
-            for c in range(dim):
-                x = np.float64(number[c])
-                whole = np.int32(np.rint(x / step))
-                low = np.int32(((whole + 128) & 255) - 128)
-                upper = np.int32((whole - low) >> 8)
-                middle = np.int32(((upper + 128) & 255) - 128)
-                high = np.int32((upper - middle) >> 8)
-                for d, digit in enumerate((high, middle, low)):
-                    digits[r, c // 4, j, d, c % 4] = digit
-                    start[r, j, d] -= 128 * digit
-                rest = abs(x - 256.0 * upper * step)
-                l1, l2, rest1, rest2 = l1 + abs(x), l2 + x * x, rest1 + rest, rest2 + rest * rest
-            size[r, j, 0], size[r, j, 5] = scale * step, 0.5 * scale * step
-            size[r, j, 1], size[r, j, 2] = scale * l1, scale * np.sqrt(l2)
-            size[r, j, 3], size[r, j, 4] = scale * rest1, scale * np.sqrt(rest2)
+    dim, top = len(query), np.float32(1e-30)
+    for c in range(dim):
+        number = abs(query[c] * spread[c])
+        if not number < LARGEST:
+            return False
+        top = max(top, number)
+    step = top / TOP
+    start[:] = 0
+    l1, l2, rest1, rest2 = 0.0, 0.0, 0.0, 0.0
+    for c in range(dim):
+        x = np.float64(query[c] * spread[c])
+        whole = np.int32(np.rint(x / step))
+        low = ((whole + 128) & 255) - 128
+        upper = (whole - low) >> 8
+        middle = ((upper + 128) & 255) - 128
+        high = (upper - middle) >> 8
+        digits[c // 4, 0, c % 4], digits[c // 4, 1, c % 4], digits[c // 4, 2, c % 4] = high, middle, low
+        start[0] -= 128 * high
+        start[1] -= 128 * middle
+        start[2] -= 128 * low
+        rest = abs(x - 256.0 * upper * step)
+        l1, l2, rest1, rest2 = l1 + abs(x), l2 + x * x, rest1 + rest, rest2 + rest * rest
+    size[0], size[5] = scale * step, scale * 0.5 * step
+    size[1], size[2] = scale * l1, scale * np.sqrt(l2)
+    size[3], size[4] = scale * rest1, scale * np.sqrt(rest2)
     return True
 
 
-def digit_room(rows: int, fours: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Empty arrays for :func:`split_queries`."""
-    digits = np.zeros((rows, fours, group, DIGITS, 4), np.int8)
-    return digits, np.empty((rows, group, DIGITS), np.int32), np.empty((rows, group, 6), np.float32)
+@jit
+def prepare(norms, ask, row):
+    """Splits a row's queries; False where one is not finite. units, shifts: a dot product times a row's step in log2, a constant."""
+    finite = True
+    for j in range(ask.query.shape[1]):
+        query, digits = ask.query[row, j], ask.digits[row, :, j]
+        finite &= split_query(query, norms.k_spread[row], ask.scale, digits, ask.start[row, j], ask.size[row, j])
+        shift = 0.0
+        for c in range(len(query)):
+            shift += query[c] * norms.k_centre[row, c]
+        ask.units[row, j], ask.shifts[row, j] = ask.size[row, j, 0] * LOG2E, ask.scale * shift * LOG2E
+    return finite

@@ -6,7 +6,7 @@ import numpy as np
 
 from kvquant.kernels.cpu.numbers import address, jit, line, signed_bytes
 from kvquant.kernels.cpu.scores import LOW
-from kvquant.kernels.cpu.rows import AHEAD, HEADS, add_int8_rows
+from kvquant.kernels.cpu.rows import AHEAD, HEADS, add_both_rows, add_high_rows
 
 # What is known of a token: both planes of K were read, V's high plane, V's low plane.
 K_FINE, V_READ, V_FINE = np.uint8(1), np.uint8(2), np.uint8(4)
@@ -86,20 +86,25 @@ def gather(p, tokens, out):
 
 
 @jit
-def add_rows(plane, tokens, weights, dim, out):
-    """out float32 [g, dim] += weights [g, :len(tokens)] times the rows ``tokens`` of an int8 plane at an address."""
+def add_rows(plane, low, tokens, weights, dim, out):
+    """out float32 [g, dim] += weights [g, :len(tokens)] times the rows ``tokens`` of an int8 plane at an address.
+
+    low: where not 0, rows of the plane so many bytes further on are added as the low part.
+    """
     if len(tokens) == 0:
         return
-    rows = np.empty(len(tokens) + AHEAD, np.int64)
+    rows, pitch = np.empty(len(tokens) + AHEAD, np.int64), weights.strides[0]
     for r in range(len(rows)):
         rows[r] = plane + dim * tokens[min(r, len(tokens) - 1)]
-    pitch = weights.strides[0]
     for first in range(0, len(tokens), AHEAD):
-        count = min(AHEAD, len(tokens) - first)
+        count, at = min(AHEAD, len(tokens) - first), address(rows) + 8 * first
         for head in range(0, len(weights), HEADS):
             heads, place = min(HEADS, len(weights) - head), address(out) + 4 * dim * head
-            at = address(weights) + 4 * first + pitch * head
-            add_int8_rows(address(rows) + 8 * first, at, pitch, count, dim, place, heads)
+            weight = address(weights) + 4 * first + pitch * head
+            if low:
+                add_both_rows(at, low, weight, pitch, count, dim, place, heads)
+            else:
+                add_high_rows(at, low, weight, pitch, count, dim, place, heads)
 
 
 @jit
@@ -128,7 +133,7 @@ def value_sums(p, plane, steps, known, tokens, dim, near, room, sums, best, out)
         if near:
             sums[j, NEAR] += n
             best[j] = max(best[j], most)
-    add_rows(plane, tokens, room, dim, out)
+    add_rows(plane, 0, tokens, room, dim, out)
     if near:
         near_squares(plane, step, tokens, dim, room, sums)
 
