@@ -1,1 +1,0 @@
-"""The CPU kernels behind kvquant.kernels.fast, compiled by numba on the user's machine; nothing here imports without it."""
