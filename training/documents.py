@@ -40,7 +40,7 @@ class Pen:
         self.rng, self.ink, self.font = rng, ink, font
         self.width, self.height = image.size
         self.draw = ImageDraw.Draw(image)
-        self.size = int(rng.integers(15, 25)) if self.width >= 336 else int(rng.integers(14, 17))
+        self.size = int(rng.integers(18, 26)) if self.width >= 336 else int(rng.integers(16, 19))
         self.margin = int(rng.integers(8, 8 + self.width // 10))
         self.pitch = int(rng.integers(max(PITCH - 2, self.size + 9), self.size + 28))
         self.y = float(rng.integers(14, 14 + self.height // 5))

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from training import fonts
 
-CELL = 28
+CELL, PATCH = 28, 14
 # Index 0 is "no character". Case is not told apart: "STOP" and "stop" are the same word.
 ALPHABET = " abcdefghijklmnopqrstuvwxyz0123456789.,$%:-/#"
 SLOTS = 4
@@ -56,11 +56,11 @@ def words() -> tuple[str, ...]:
 
 
 def class_name(word: str) -> str:
-    """The class of a written word: its own where it is known, "text digit", or "text word"."""
-    plain = "".join(c for c in word.lower() if c.isalpha())
-    if plain in words():
-        return f"text {plain}"
-    return "text word" if plain else "text digit"
+    """The class of a written word: its own where it is known, else "text word"; "text 4" for a number that begins with 4."""
+    plain = "".join(c for c in word.lower() if c.isalnum())
+    if plain in words() or plain[:1].isdigit():
+        return f"text {plain if plain in words() else plain[0]}"
+    return "text word"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Text:
 
 @dataclass
 class Sheet:
-    """A picture being lettered: image float32 [H, W, 3], and what its cells [H/28, W/28] say."""
+    """A picture being lettered: image float32 [H, W, 3], and what its cells [H/28, W/28] and patches [H/14, W/14] say."""
 
     image: np.ndarray
     texts: list[Text] = field(default_factory=list)
@@ -85,6 +85,7 @@ class Sheet:
         self.written: dict[tuple[int, int], list[tuple[float, str, str]]] = {}
         self.touched = np.zeros((high, wide), bool)
         self.chars = np.zeros((high, wide, SLOTS), np.int64)
+        self.glyphs = np.zeros((2 * high, 2 * wide), np.int64)
 
     def write(self, text: str, font_name: str, size: int, x: float, y: float, color: np.ndarray, anchor: str = "lm") -> None:
         """Letters ``text`` with its left (``lm``), middle (``mm``) or right (``rm``) at x, y in pixels, vertically centred."""
@@ -111,14 +112,22 @@ class Sheet:
     def _note(self, text: str, font, x0: int, y: float, box: tuple[int, int, int, int]) -> None:
         high, wide = self.touched.shape
         self.touched[max(0, box[1] // CELL) : box[3] // CELL + 1, max(0, box[0] // CELL) : box[2] // CELL + 1] = True
+        self.glyphs[max(0, box[1] // PATCH) : box[3] // PATCH + 1, max(0, box[0] // PATCH) : box[2] // PATCH + 1] = UNREADABLE
+        top, bottom = (int((edge + PATCH / 2) // PATCH) for edge in (box[1] + 1, box[3] - 1))
+        lines = slice(max(0, top), max(bottom, top + 1))
         row = int(y // CELL)
         place = 0
         for word in text.split(" "):
             for index in range(place, place + len(word)):
-                centre = x0 + (font.getlength(text[:index]) + font.getlength(text[: index + 1])) / 2
+                start, stop = (x0 + font.getlength(text[:end]) for end in (index, index + 1))
+                first, last = (max(0, int(-((PATCH / 2 - edge) // PATCH))) for edge in (start, stop))
+                self.glyphs[lines, first:last] = ALPHABET.find(text[index].lower())
+                centre = (start + stop) / 2
                 cell = row, int(centre // CELL)
                 if 0 <= row < high and 0 <= cell[1] < wide:
-                    self.written.setdefault(cell, []).append((centre, text[index].lower(), f"{class_name(word)}@{y}"))
+                    letter = text[index].lower()
+                    name = class_name(letter if word.strip("$.,%").isdigit() else word)
+                    self.written.setdefault(cell, []).append((centre, letter, f"{name}@{y}"))
             place += len(word) + 1
 
     def finish(self, labels: np.ndarray, class_index: dict[str, int], ignore: int) -> np.ndarray:
@@ -134,6 +143,8 @@ class Sheet:
             lines = {name.split("@")[1] for name in names}
             if len(lines) > 1 or len(letters) > SLOTS:
                 continue
+            # The first digit of a number names its cell.
+            names = [name for name in names if name[5:6].isdigit()][:1] or names
             labels[cell] = class_index[max(names, key=names.count).split("@")[0]]
             self.chars[cell] = 0
             for slot, (_, letter, _) in enumerate(letters):

@@ -28,8 +28,8 @@ def _window_coordinates(windows_high: int, windows_wide: int) -> torch.Tensor:
     return torch.stack([rows.expand(shape).flatten(), columns.expand(shape).flatten()], -1)
 
 
-def forward(tower: nn.Module, images: torch.Tensor, run_block=None) -> torch.Tensor:
-    """Visual tokens of a batch.
+def forward(tower: nn.Module, images: torch.Tensor, run_block=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Visual tokens of a batch, and its patches half way up the tower.
 
     Args:
         tower: ``Qwen2_5_VisionTransformerPretrainedModel`` with patch 14, merge 2 and window 112.
@@ -37,7 +37,7 @@ def forward(tower: nn.Module, images: torch.Tensor, run_block=None) -> torch.Ten
         run_block: what runs one layer; :func:`compiled_block` or, by default, :func:`block_forward`.
 
     Returns:
-        [B, H/28, W/28, out_hidden_size], in raster order.
+        [B, H/28, W/28, out_hidden_size] and [B, H/14, W/14, hidden_size], in raster order.
     """
     batch, _, height, width = images.shape
     if height % 112 or width % 112:
@@ -51,8 +51,11 @@ def forward(tower: nn.Module, images: torch.Tensor, run_block=None) -> torch.Ten
     for index, block in enumerate(tower.blocks):
         length = high * wide * 64 if index in tower.fullatt_block_indexes else 64
         x = run_block(block, *(t.reshape(-1, length, t.shape[-1]) for t in (x, cos, sin))).view(x.shape)
+        if index == len(tower.blocks) // 2:
+            half = x.view(batch, high, wide, 4, 4, 2, 2, -1).permute(0, 1, 3, 5, 2, 4, 6, 7)
     x = tower.merger(x).view(batch, high, wide, 4, 4, -1)
-    return x.permute(0, 1, 3, 2, 4, 5).reshape(batch, high * 4, wide * 4, -1)
+    tokens = x.permute(0, 1, 3, 2, 4, 5).reshape(batch, high * 4, wide * 4, -1)
+    return tokens, half.reshape(batch, high * 8, wide * 8, -1)
 
 
 def block_forward(block: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

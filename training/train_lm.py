@@ -196,8 +196,8 @@ class Student(nn.Module):
         return named
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        tokens = tower.forward(self.vision, tower.normalise(batch.images))
-        dense = self.heads(tokens, Targets(*batch.target))
+        tokens, half = tower.forward(self.vision, tower.normalise(batch.images))
+        dense = self.heads(tokens, half, Targets(*batch.target))
         answers, right = self.answers(batch, tokens, attention_mask(batch.segment))
         start, count = first_visual(batch), tokens.shape[1] * tokens.shape[2]
         return {
@@ -205,7 +205,7 @@ class Student(nn.Module):
             "dense": dense["loss"],
             "positions": self._positions(self.seen[:, start : start + count], tokens.shape[1:3]),
             "right": right,
-            **{name: dense[name] for name in ("cells", "words", "letters")},
+            **{name: dense[name] for name in ("cells", "words", "letters", "glyphs")},
         }
 
     def answers(self, batch: Batch, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,9 +33,9 @@ ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 
 @cache
 def classes() -> tuple[str, ...]:
-    """Class names by index: the ground, every noun, every colour and shape ("red circle"), every word ("text open")."""
+    """Class names by index: the ground, every noun, every colour and shape ("red circle"), every digit and word ("text open")."""
     shapes = (f"{color} {shape}" for color in COLORS for shape in SHAPES)
-    return ("background", *icons.names(), *shapes, "text digit", "text word", *(f"text {word}" for word in lettering.words()))
+    return ("background", *icons.names(), *shapes, *(f"text {text}" for text in (*"0123456789", "word", *lettering.words())))
 
 
 @cache
@@ -47,7 +47,7 @@ def class_index() -> dict[str, int]:
 @cache
 def first_text() -> int:
     """The first class of written words."""
-    return classes().index("text digit")
+    return classes().index("text 0")
 
 
 @cache
@@ -80,13 +80,15 @@ class Item:
 class Scene:
     """image uint8 [H, W, 3]; labels int64 [H/28, W/28] (class index, or IGNORE where a cell is barely touched).
 
-    ``chars`` int64 [H/28, W/28, 4]: the characters of a cell from the left as indices into ``lettering.ALPHABET``.
+    ``chars`` int64 [H/28, W/28, 4]: the characters of a cell from the left as indices into ``lettering.ALPHABET``;
+    ``glyphs`` int64 [H/14, W/14]: the character in the middle of a patch.
     """
 
     image: np.ndarray
     items: tuple[Item, ...]
     labels: np.ndarray
     chars: np.ndarray
+    glyphs: np.ndarray
     kind: str = "objects"
     texts: tuple[lettering.Text, ...] = ()
     chart: charts.Chart | None = None
@@ -292,9 +294,9 @@ def _put_word(rng: np.random.Generator, canvas: _Canvas, sheet: lettering.Sheet,
     height, width = canvas.image.shape[:2]
     known = lettering.words()
     text = str(rng.integers(0, 1000)) if rng.random() < 0.2 else lettering.cased(rng, known[rng.integers(len(known))])
-    font, size = lettering.font_for(rng, look.unseen_fonts), int(rng.integers(16, 49))
+    font, size = lettering.font_for(rng, look.unseen_fonts), int(rng.integers(20, 49))
     wide, high = lettering.fonts.font(font, size).getlength(text) + 6, 1.2 * size
-    if wide > width or (len(text) > 3 and wide / len(text) < 7.2):
+    if wide > width or (len(text) > 3 and wide / len(text) < 8):
         return
     y, x = rng.uniform(0, height - high), rng.uniform(0, width - wide)
     if not canvas.free(y, x, high, wide):
@@ -324,10 +326,10 @@ def draw_document(rng: np.random.Generator, size: tuple[int, int], look: Look = 
     return _scene(_Canvas(sheet.image), sheet, "document", document=document)
 
 
-def draw_words(rng: np.random.Generator, size: tuple[int, int], look: Look = TRAINING) -> Scene:
-    """Words and numbers on a ground, with few items or none."""
+def draw_words(rng: np.random.Generator, size: tuple[int, int], look: Look = TRAINING, most: int = 4) -> Scene:
+    """Up to ``most`` words and numbers on a ground, with few items or none."""
     count = int(rng.integers(0, 3)) * (rng.random() < 0.4)
-    return draw(rng, size, count, words=int(rng.integers(1, 5)), look=look)
+    return draw(rng, size, count, words=int(rng.integers(1, most + 1)), look=look)
 
 
 def draw_any(rng: np.random.Generator, size: tuple[int, int], look: Look = TRAINING) -> Scene:
@@ -343,7 +345,7 @@ def draw_any(rng: np.random.Generator, size: tuple[int, int], look: Look = TRAIN
 def _scene(canvas: _Canvas, sheet: lettering.Sheet, kind: str, **facts) -> Scene:
     labels = sheet.finish(canvas.labels(), class_index(), IGNORE)
     image = np.clip(canvas.image, 0, 255).astype(np.uint8)
-    return Scene(image, tuple(canvas.items), labels, sheet.chars, kind, tuple(sheet.texts), **facts)
+    return Scene(image, tuple(canvas.items), labels, sheet.chars, sheet.glyphs, kind, tuple(sheet.texts), **facts)
 
 
 def rng_for(seed: int, index: int) -> np.random.Generator:
