@@ -183,12 +183,12 @@ def test_the_type_on_a_cpu_is_measured_or_set_by_hand(monkeypatch):
     monkeypatch.delenv("TRIMLENS_DTYPE")
     for gains, wanted in (
         ({256: 3.0, 1: 2.0}, torch.bfloat16),
-        ({256: 3.0, 1: 1.1}, torch.float32),
+        ({256: 3.0, 1: 0.9}, torch.float32),
         ({256: 0.1, 1: 2.0}, torch.float32),
     ):
-        monkeypatch.setattr(device, "_rate", lambda dtype, rows, g=gains: g[rows] if dtype is torch.bfloat16 else 1.0)
+        monkeypatch.setattr(device, "_gain", gains.__getitem__)
         assert measure()[0] is wanted
-        assert f"{min(gains.values()):.1f} times" in measure()[1]
+        assert f"{gains[256]:.1f} times" in measure()[1]
     monkeypatch.setenv("TRIMLENS_DTYPE", "bfloat16")
     assert measure() == (torch.bfloat16, "TRIMLENS_DTYPE")
     monkeypatch.setenv("TRIMLENS_DTYPE", "int3")
