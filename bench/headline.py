@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     record = {
         "n": sum(len(full[task]) for task in NINE),
         "unpruned": {task: round(100 * float(full[task].mean()), 2) for task in tasks},
+        "unpruned_interval": {task: mean_interval(full[task]) for task in tasks},
         "mean": round(100 * float(np.mean([full[task].mean() for task in NINE])), 2),
         "kept": {},
         "interval": {},

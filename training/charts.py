@@ -49,7 +49,7 @@ def draw(rng: np.random.Generator, height: int, width: int, palette: dict[str, t
     ink = np.full(3, 20.0 if light else 240.0, np.float32)
     image = Image.new("RGB", (width, height), tuple(int(c) for c in ground))
     pen = ImageDraw.Draw(image)
-    size = int(rng.integers(17, 23)) if wide else int(rng.integers(15, 18))
+    size = int(rng.integers(18, 27)) if wide else int(rng.integers(15, 18))
     left, right, top, bottom = 0.07 * width, 0.96 * width, 0.2 * height, height - 1.5 * lettering.CELL
     for line in range(int(rng.integers(0, 5))):
         y = top + (bottom - top) * line / 5

@@ -22,7 +22,7 @@ from vlm.tokenizer import IM_END, VISION_START, Prompter
 SEED = 12
 RANK, SCALE = 32, 2.0
 PAIRS = 12
-VISUAL_TOKENS = 192  # a batch
+VISUAL_TOKENS = 256  # a batch
 PROBE_LAYER = 7
 FOLLOW_UPS, PLAIN = 0.4, 0.4  # shares of pictures with a second turn, and with a question that is not about the picture
 KIND_WEIGHTS = {

@@ -16,36 +16,39 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch.utils.data import DataLoader, IterableDataset
 
-from training import common, lettering, tower, world
+from training import common, lettering, tower, walls, world
 from training.muon import Muon
 from vlm import embedded
 
 SEED = 11
 TOKENS = 1024  # visual tokens a batch
 CENTRE = 1
+PRINT_SHARE = 0.3  # of pictures full of print
 HALF_WIDTH = 192  # of the tower's layers
 CHECKPOINT = Path(__file__).with_name("checkpoints") / "tower.safetensors"
-PEAK, MUON_PEAK = 1e-3, 1.5e-3
+PEAK, MUON_PEAK = 2e-3, 5e-3
 
 
 class Scenes(IterableDataset):
     """Endless batches (images uint8 [B, H, W, 3], labels [B, gh, gw], centres [B, gh, gw]); one size a batch."""
 
-    def __init__(self, start: int, sizes: tuple[tuple[int, int], ...], weights: tuple[float, ...]) -> None:
-        self.start, self.sizes, self.weights = start, sizes, np.array(weights) / sum(weights)
+    def __init__(self, start: int, sizes: tuple[tuple[int, int], ...], weights: tuple[float, ...], print_share: float) -> None:
+        self.start, self.sizes, self.weights, self.print_share = start, sizes, np.array(weights) / sum(weights), print_share
 
     def __iter__(self):
         index = self.start
         while True:
             rng = world.rng_for(SEED, index)
             size = self.sizes[rng.choice(len(self.sizes), p=self.weights)]
-            scenes = [crowded(rng, size) for _ in range(TOKENS * world.CELL**2 // (size[0] * size[1]))]
+            scenes = [crowded(rng, size, self.print_share) for _ in range(TOKENS * world.CELL**2 // (size[0] * size[1]))]
             yield (torch.from_numpy(np.stack([s.image for s in scenes])), targets(scenes))
             index += 1
 
 
-def crowded(rng: np.random.Generator, size: tuple[int, int]) -> world.Scene:
-    """A scene with as much to learn as fits: many items, or something to read."""
+def crowded(rng: np.random.Generator, size: tuple[int, int], print_share: float) -> world.Scene:
+    """A scene with as much to learn as fits: a picture full of print, many items, or something to read."""
+    if rng.random() < print_share:
+        return walls.draw(rng, size)
     kind, cells = rng.random(), size[0] * size[1] // world.CELL**2
     if kind < 0.4:
         return world.draw(rng, size, count=min(10, int(rng.integers(1, 8) * cells / 64) + 1))
@@ -81,8 +84,7 @@ def centres(scene: world.Scene) -> np.ndarray:
 class Heads(torch.nn.Module):
     """The loss of stage 1: word classes by cosine, characters, item centres by the cosine with the marker, a word's length.
 
-    The character of every patch half way up the tower makes letters learnable: told what its cells say only, the tower had
-    learned none after 3000 steps (training/README.md).
+    The character of every patch half way up the tower makes letters learnable; alone, at first (training/README.md).
     """
 
     def __init__(self, words: common.Words) -> None:
@@ -117,6 +119,7 @@ class Heads(torch.nn.Module):
         right = guess == target.cells
         return {
             "loss": naming + 2 * counting + 0.1 * size + spelling + tracing,
+            "tracing": tracing,
             "cells": share(right[(target.cells > 0) & ~text]),
             "words": share(right[text]),
             "letters": share((letters.argmax(-1) == wanted)[wanted > 0]),
@@ -129,8 +132,11 @@ def share(right: torch.Tensor) -> torch.Tensor:
     return right.float().mean()
 
 
-def train(minutes: float, batches: int | None = None, compiled: bool = True, resume: bool = False) -> None:
-    """Trains for ``minutes`` in total over all runs (or ``batches`` more batches) and leaves runs/tower.pt."""
+def train(minutes: float, batches: int | None = None, compiled: bool = True, resume: bool = False, letters: bool = False) -> None:
+    """Trains for ``minutes`` in total over all runs (or ``batches`` more batches) and leaves runs/tower.pt.
+
+    letters: the first phase, pictures full of print and the loss of their characters only.
+    """
     torch.manual_seed(SEED)
     text, prompter = embedded.open_text_model()
     words = common.word_directions(text.model.language_model.embed_tokens.weight.detach(), prompter.encode)
@@ -152,7 +158,12 @@ def train(minutes: float, batches: int | None = None, compiled: bool = True, res
     run_block = tower.compiled_block() if compiled else None
     # With 1024 tokens a batch these sizes share the shape of their window layers, so that little is compiled.
     sizes = ((224, 224), (224, 448), (448, 224), (448, 448))
-    loader = DataLoader(Scenes(step, sizes, (0.5, 0.1, 0.1, 0.3)), batch_size=None, num_workers=1, prefetch_factor=3)
+    loader = DataLoader(
+        Scenes(step, sizes, (0.5, 0.1, 0.1, 0.3), 1.0 if letters else PRINT_SHARE),
+        batch_size=None,
+        num_workers=1,
+        prefetch_factor=3,
+    )
     last_saved, seen = clock.spent, []
     for images, target in loader:
         progress = clock.tick()
@@ -164,7 +175,7 @@ def train(minutes: float, batches: int | None = None, compiled: bool = True, res
         with common.autocast():
             tokens, half = tower.forward(vision, tower.normalise(images), run_block)
         terms = heads(tokens, half, Targets(*target))
-        terms["loss"].backward()
+        terms["tracing" if letters else "loss"].backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -177,6 +188,8 @@ def train(minutes: float, batches: int | None = None, compiled: bool = True, res
         if clock.spent - last_saved > 120:
             _save(vision, heads, optimizers, clock, step, before)
             last_saved = clock.spent
+    if letters and progress >= 1:
+        optimizers, before, clock = [], before + clock.spent / 60, common.Clock(0)
     _save(vision, heads, optimizers, clock, step, before)
 
 
@@ -235,6 +248,7 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=35)
     parser.add_argument("--batches", type=int, help="stop after this many batches (a smoke run)")
     parser.add_argument("--go-on", action="store_true", help="without runs/tower.pt, go on from what is committed")
+    parser.add_argument("--letters", action="store_true", help="the first phase: only the characters of print")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    train(arguments.minutes, arguments.batches, arguments.batches is None, arguments.go_on)
+    train(arguments.minutes, arguments.batches, arguments.batches is None, arguments.go_on, arguments.letters)

@@ -27,7 +27,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 BACKGROUND, IGNORE = 0, -1
 # (height, width): multiples of 112, so that the windows of a training batch are one tensor; 64 to 256 visual tokens.
 SIZES = ((224, 224), (224, 336), (336, 224), (336, 336), (224, 448), (448, 224), (448, 448))
-SIZE_WEIGHTS = (0.52, 0.1, 0.1, 0.12, 0.05, 0.05, 0.06)
+SIZE_WEIGHTS = (0.3, 0.1, 0.1, 0.14, 0.08, 0.08, 0.2)
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 
 
@@ -150,7 +150,7 @@ def _shape_mask(shape: str, side: int) -> np.ndarray:
     return np.asarray(mask.resize((side, side), Image.Resampling.BOX))
 
 
-def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A ground, float32 [H, W, 3] in 0..255, that is never so busy that it hides what stands on it."""
     kind = rng.choice(6, p=(0.24, 0.16, 0.1, 0.1, 0.14, 0.26))
     first, second = rng.uniform(30, 255, 3), rng.uniform(30, 255, 3)
@@ -253,7 +253,7 @@ def draw(
     height, width = size
     count = int(rng.choice(6, p=(0.28, 0.2, 0.18, 0.14, 0.1, 0.1))) + 1 if count is None else count
     words = int(rng.integers(1, 3)) * (rng.random() < 0.2) if words is None else words
-    canvas = _Canvas(_ground(rng, height, width))
+    canvas = _Canvas(ground(rng, height, width))
     for _ in range(8 * count):
         if len(canvas.items) == count:
             break
@@ -340,6 +340,11 @@ def draw_any(rng: np.random.Generator, size: tuple[int, int], look: Look = TRAIN
     if kind < 0.7:
         return draw_words(rng, size, look)
     return draw_chart(rng, size, look) if kind < 0.84 else draw_document(rng, size, look)
+
+
+def lettered(sheet: lettering.Sheet) -> Scene:
+    """The scene of a sheet with nothing but print on it."""
+    return _scene(_Canvas(sheet.image), sheet, "words")
 
 
 def _scene(canvas: _Canvas, sheet: lettering.Sheet, kind: str, **facts) -> Scene:
