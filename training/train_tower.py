@@ -58,7 +58,7 @@ def crowded(rng: np.random.Generator, size: tuple[int, int], print_share: float)
 
 
 class Targets(NamedTuple):
-    """cells, centre [B, gh, gw] and chars [B, gh, gw, 4]: what every visual token is to say; glyphs [B, 2 gh, 2 gw]: every patch."""
+    """cells, centre [B, gh, gw] and chars [B, gh, gw, 4]: what visual tokens are to say; glyphs [B, 2 gh, 2 gw]: patches."""
 
     cells: torch.Tensor
     centre: torch.Tensor
@@ -158,12 +158,8 @@ def train(minutes: float, batches: int | None = None, compiled: bool = True, res
     run_block = tower.compiled_block() if compiled else None
     # With 1024 tokens a batch these sizes share the shape of their window layers, so that little is compiled.
     sizes = ((224, 224), (224, 448), (448, 224), (448, 448))
-    loader = DataLoader(
-        Scenes(step, sizes, (0.5, 0.1, 0.1, 0.3), 1.0 if letters else PRINT_SHARE),
-        batch_size=None,
-        num_workers=1,
-        prefetch_factor=3,
-    )
+    scenes = Scenes(step, sizes, (0.5, 0.1, 0.1, 0.3), 1.0 if letters else PRINT_SHARE)
+    loader = DataLoader(scenes, batch_size=None, num_workers=1, prefetch_factor=3)
     last_saved, seen = clock.spent, []
     for images, target in loader:
         progress = clock.tick()

@@ -27,7 +27,7 @@ def draw(rng: np.random.Generator, size: tuple[int, int], look: world.Look = wor
 
 
 def _line(rng: np.random.Generator, sheet: lettering.Sheet, letters: int, y: float, look: world.Look) -> None:
-    height, width = sheet.image.shape[:2]
+    width = sheet.image.shape[1]
     font = lettering.font_for(rng, look.unseen_fonts)
     spot = sheet.image[max(0, int(y - letters / 2)) : int(y + letters / 2)]
     color = lettering.contrast(rng, spot.mean((0, 1)))

@@ -59,7 +59,7 @@ def cpu_dtype() -> tuple[torch.dtype, str]:
 
 
 def _gain(rows: int) -> float:
-    """How many times faster [rows, 576] @ [576, 1536] is in bfloat16, with weights that are too many for the cache, as in the model."""
+    """How many times faster [rows, 576] @ [576, 1536] is in bfloat16; the weights are too many for the cache, as in the model."""
     fastest = {}
     tensors = {t: (torch.ones(rows, 576, dtype=t), torch.ones(24, 1536, 576, dtype=t)) for t in (torch.float32, torch.bfloat16)}
     # Turn by turn, and the best of many: whatever else runs on this machine slows some turns of both, and made a choice by
