@@ -50,11 +50,11 @@ def crowded(rng: np.random.Generator, size: tuple[int, int], print_share: float)
     if rng.random() < print_share:
         return walls.draw(rng, size)
     kind, cells = rng.random(), size[0] * size[1] // world.CELL**2
-    if kind < 0.4:
+    if kind < 0.6:
         return world.draw(rng, size, count=min(10, int(rng.integers(1, 8) * cells / 64) + 1))
-    if kind < 0.75:
+    if kind < 0.72:
         return world.draw_words(rng, size, most=min(16, cells // 7))
-    return world.draw_chart(rng, size) if kind < 0.85 else world.draw_document(rng, size)
+    return world.draw_chart(rng, size) if kind < 0.83 else world.draw_document(rng, size)
 
 
 class Targets(NamedTuple):

@@ -39,15 +39,17 @@ class HubPrompter:
         """Text of ids without control tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def prompt(self, question: str, visual_counts: list[int]) -> list[int]:
-        """System turn, user turn with images before the question, head of the answer."""
+    def prompt(self, question: str, visual_counts: list[int], history: tuple[tuple[str, str], ...] = ()) -> list[int]:
+        """System turn, the turns so far (question, answer) and the question, images before the first, head of the answer."""
+        ids = [*self._turn("system", self.encode(SYSTEM))]
         images = [t for n in visual_counts for t in (self.vision_start, *[self.image_token] * n, self.vision_end)]
-        newline = self.encode("\n")
-        return [
-            *(self.start, *self.encode(f"system\n{SYSTEM}"), self.end, *newline),
-            *(self.start, *self.encode("user\n"), *images, *self.encode(question), self.end, *newline),
-            *(self.start, *self.encode("assistant\n")),
-        ]
+        for asked, answered in history:
+            ids += [*self._turn("user", images + self.encode(asked)), *self._turn("assistant", self.encode(answered))]
+            images = []
+        return [*ids, *self._turn("user", images + self.encode(question)), self.start, *self.encode("assistant\n")]
+
+    def _turn(self, role: str, content: list[int]) -> list[int]:
+        return [self.start, *self.encode(f"{role}\n"), *content, self.end, *self.encode("\n")]
 
 
 def _reason(error: Exception) -> str:

@@ -57,6 +57,6 @@ class Prompter:
             ids += [*self.suffix(asked), *self.encode(answered), IM_END, *self.newline, IM_START, *self.user]
         return [*ids, *self.encode(question), IM_END, *self.newline, IM_START, *self.assistant]
 
-    def prompt(self, question: str, visual_counts: list[int]) -> list[int]:
-        """A whole single-turn prompt."""
-        return self.prefix(visual_counts) + self.suffix(question)
+    def prompt(self, question: str, visual_counts: list[int], history: tuple[tuple[str, str], ...] = ()) -> list[int]:
+        """A whole prompt, after the earlier turns (question, answer) about the same images."""
+        return self.prefix(visual_counts) + self.suffix(question, history)

@@ -110,15 +110,18 @@ def test_it_answers_without_pruning_and_about_two_images(hub):
     assert answer.method == "none" and answer.done
 
 
-def test_the_prompt_is_qwen_s_chat_template(hub):
+@pytest.mark.parametrize("history", [(), (("What is this?", "A cat."), ("Where?", "Left."))])
+def test_the_prompt_is_qwen_s_chat_template(hub, history):
     tokenizer = hub.prompter.tokenizer
-    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": QUESTION}]
-    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+    turns = [turn for asked, said in history for turn in (("user", asked), ("assistant", said))] + [("user", QUESTION)]
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+    messages[0]["content"] = [{"type": "image"}, {"type": "image"}, *messages[0]["content"]]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     for count in (5, 3):
         text = text.replace("<|image_pad|>", "<|image|>" * count, 1)
     text = text.replace("<|image|>", "<|image_pad|>")
     expected = tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
-    assert hub.prompter.prompt(QUESTION, [5, 3]) == expected
+    assert hub.prompter.prompt(QUESTION, [5, 3], history) == expected
 
 
 @pytest.mark.parametrize("typed", [*SPECIAL, HOSTILE])

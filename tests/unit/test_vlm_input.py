@@ -282,6 +282,8 @@ def test_a_prompt_holds_control_ids_only_where_the_template_puts_them(prompter):
     prompt = prompter.prompt(TYPED[0], [3, 2])
     control = [index for index in prompt if index < RESERVED]
     assert control == [1, 3, 5, 5, 5, 4, 3, 5, 5, 4, 2, 1]
+    longer = prompter.prompt("And there?", [2], ((TYPED[0], TYPED[0]),))
+    assert [index for index in longer if index < RESERVED] == [1, 3, 5, 5, 4, 2, 1, 2, 1, 2, 1]
 
 
 def test_a_hostile_question_is_answered_like_any_other(vlm):
