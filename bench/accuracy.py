@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pruning.registry import METHODS, SCORERS, Method, get_method
+from pruning.tokens import keep_count
 from training import questions, world
 from vlm.embedded import NAME
 from vlm.model import Vlm, last
@@ -47,7 +48,8 @@ def held_out(limit: int, seed: int = HELD_OUT_SEED) -> list[tuple[Image.Image, q
 def answer(vlm: Vlm, picture: Image.Image, question: str, method: Method, prune: float) -> str:
     """The model's answer through the code that the page runs."""
     image = vlm.encode(picture)
-    rankings = None if method.key == "none" else [vlm.rank(image, question, method)]
+    kept = keep_count(len(image.features), prune)
+    rankings = None if method.key == "none" else [vlm.rank(image, question, method, kept)]
     return last(vlm.answer([image], question, rankings, prune, max_new_tokens=40)).text
 
 

@@ -1,4 +1,4 @@
-"""How fast is the exact MMR kernel, and is it exact?
+"""How fast are the exact greedy kernels, and are they exact?
 
     python -m bench.selection [--quick] [--repeats 5]
 
@@ -8,7 +8,9 @@ for each other on a shared machine, which slowed the reference tenfold in a tria
 function starts from the features, so unit vectors and similarities are inside every number. Three opponents: the reference
 (the numpy loop of the definition, whose float64 sums make it exact), the same loop in float32, and the gemm loop (the N x N
 matrix in one float32 product, then K steps), the form AngelSlim ships. K = N / 4, lambda 0.5, clustered features with
-duplicates, made by program: not the tokens of a real model. Ends with one JSON line; exit code 1 when an order differs.
+duplicates, made by program: not the tokens of a real model. Farthest point, DPP, SCOPE and ID-Selection follow, each against
+the numpy loop of its definition at the width at which the size occurs, and as a batch of eight images, one after the other.
+Ends with one JSON line; exit code 1 when an order differs.
 """
 
 from __future__ import annotations
@@ -22,7 +24,19 @@ import numpy as np
 import torch
 
 from bench.timing import measure
-from pruning.kernels import mmr_order, mmr_reference, unit_rows, warm_up
+from pruning.kernels import (
+    dpp_order,
+    dpp_reference,
+    greedy_numba,
+    id_selection_order,
+    id_selection_reference,
+    mmr_order,
+    mmr_reference,
+    scope_order,
+    scope_reference,
+    unit_rows,
+    warm_up,
+)
 from pruning.scorers import NegCosMean
 from pruning.tokens import VisualTokens
 
@@ -30,6 +44,14 @@ from pruning.tokens import VisualTokens
 SIZES = {256: 576, 1024: 3584, 2691: 3584}
 DIMS = (576, 3584)
 LAMBDAS = (0.0, 0.3, 0.5, 0.7, 1.0)
+BATCH = 8
+# The fast form and the definition, both (units, importance, k) -> order.
+GREEDY = {
+    "farthest": (lambda u, v, k: mmr_order(u, v, 0.0, k), lambda u, v, k: mmr_reference(u, v, 0.0, k)),
+    "dpp": (dpp_order, lambda u, v, k: dpp_reference(u, v.astype(np.float64), k)),
+    "scope": (lambda u, v, k: scope_order(u, v, 1.0, k), lambda u, v, k: scope_reference(u, v.astype(np.float64), k)),
+    "id-selection": (lambda u, v, k: id_selection_order(u, v, 20.0, k), lambda u, v, k: id_selection_reference(u, v, 20.0, k)),
+}
 
 
 def mmr_float32_loop(units: np.ndarray, importance: np.ndarray, lam: float, k: int) -> np.ndarray:
@@ -107,6 +129,42 @@ def check_exact(n: int, dim: int, k: int) -> bool:
     return exact
 
 
+def check_greedy(n: int, dim: int, k: int) -> bool:
+    """As :func:`check_exact`, for the other methods."""
+    exact = True
+    for case, (features, importance) in hard_cases(n, dim).items():
+        units = unit_rows(features)
+        for name, (fast, slow) in GREEDY.items():
+            differ = int((fast(units, importance, k) != slow(units, importance, k)).sum())
+            if differ:
+                exact = False
+                print(f"NOT EXACT: {name}, {case}: {differ} of {k} places differ")
+    return exact
+
+
+def time_greedy(n: int, dim: int, repeats: int) -> dict[str, dict]:
+    """Print one row per method; return milliseconds, ratios to the definition (one image, a batch), and whether orders agree."""
+    images = [clustered(n, dim, seed) for seed in range(BATCH)]
+    values, k, rows = [importance_of(x) for x in images], n // 4, {}
+    for name, (fast, slow) in GREEDY.items():
+        runs = {
+            "one": lambda f=fast: f(unit_rows(images[0]), values[0], k),
+            "batch": lambda f=fast: [f(unit_rows(x), v, k) for x, v in zip(images, values, strict=True)],
+            "definition": lambda f=slow: f(unit_rows(images[0]), values[0], k),
+        }
+        exact = bool(np.array_equal(runs["one"](), runs["definition"]()))
+        t = {key: 1e3 * timing.median for key, timing in measure(runs, repeats=repeats, warmup=0).items()}
+        rows[name] = {
+            "exact": exact,
+            "ms": round(t["one"], 3),
+            "batch_ms_per_image": round(t["batch"] / BATCH, 3),
+            "speedup": round(t["definition"] / t["one"], 2),
+            "batch_speedup": round(BATCH * t["definition"] / t["batch"], 2),
+        }
+        print(f"{n:5d} {dim:5d} {k:4d} {name:13} {json.dumps(rows[name])}", flush=True)
+    return rows
+
+
 def time_size(n: int, dim: int, repeats: int) -> dict[str, float]:
     """Print one table row; return each opponent's time over the kernel's."""
     features = clustered(n, dim)
@@ -138,6 +196,7 @@ def main() -> int:
     # A quick run checks one small size, in full; the whole one also every size at the K that is timed.
     sizes = [(96, 96)] if args.quick else [(400, 400), *((n, n // 4) for n in SIZES)]
     exact = all([check_exact(n, DIMS[0], k) for n, k in sizes])
+    exact &= check_greedy(*((96, 64, 96) if args.quick else (400, DIMS[0], 400)))
     print(f"same order as the definition in every case: {'yes' if exact else 'NO'}")
     print("milliseconds, median [quartiles]: fast, reference, float32 loop, gemm loop; then their ratios to fast")
     rows = {(n, dim): time_size(n, dim, 2 if args.quick else args.repeats) for dim in DIMS for n in SIZES}
@@ -145,6 +204,12 @@ def main() -> int:
     result["dim"] = {str(n): dim for n, dim in SIZES.items()}
     for name in ("reference", "float32 loop", "gemm loop"):
         result[f"speedup_over_{name.replace(' ', '_')}"] = {str(dim): {str(n): rows[n, dim][name] for n in SIZES} for dim in DIMS}
+    print(f"\n{greedy_numba.available()[1]} One image, a batch of {BATCH}, and the definition:")
+    # The definition of SCOPE takes half a minute at the largest size.
+    greedy = {n: dim for n, dim in SIZES.items() if not args.quick or n == min(SIZES)}
+    result["greedy"] = {str(n): time_greedy(n, dim, min(args.repeats, 1 if args.quick else 3)) for n, dim in greedy.items()}
+    exact &= all(row["exact"] for rows in result["greedy"].values() for row in rows.values())
+    result["exact"] = exact
     print(json.dumps(result))
     return 0 if exact else 1
 

@@ -11,6 +11,38 @@ import torch
 if TYPE_CHECKING:
     from pruning.scorers.trained import ScorerWeights
 
+# In place of a number of language layers: nothing is dropped, the model is shown a smaller picture.
+IMAGE = -1
+# How a caller of this package fills the optional parts of VisualTokens.
+REMEDY = {
+    "question": "pass VisualTokens(question=...), the input embeddings of the question's tokens",
+    "attention": "pass VisualTokens(attention=...), the mean-query attention of the vision tower",
+    "weights": "pass VisualTokens(weights=...), what pruning.scorers.trained.load read",
+    "received": "pass VisualTokens(received=...), the attention received in the vision tower's last full-attention layer",
+    "middle": "pass VisualTokens(middle=...), the attention received in the middle of the vision tower",
+    "keys": "pass VisualTokens(keys=...), the keys of the vision tower's last full-attention layer",
+    "layer": "pass VisualTokens(layer=...), what an early layer of the language model sees",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class LayerView:
+    """What the language model makes of the tokens in its first ``after`` layers, for methods that rank inside it.
+
+    visual [N, D], text [T, D]: hidden states behind those layers, final norm applied; text is what follows the image.
+    visual_keys [N, C], text_keys [T, C]: keys of the last of these layers after rotary embedding, heads side by side.
+    attention: [N], what the prompt's last token pays each visual token in that layer, the mean over heads.
+    forward_s: seconds of the layers themselves, which a method that prunes behind them pays in its prefill.
+    All floating, on one device.
+    """
+
+    visual: torch.Tensor
+    text: torch.Tensor
+    visual_keys: torch.Tensor
+    text_keys: torch.Tensor
+    attention: torch.Tensor
+    forward_s: float = 0.0
+
 
 @dataclass(frozen=True, eq=False)
 class VisualTokens:
@@ -22,6 +54,9 @@ class VisualTokens:
     attention: floating [N], mean-query attention each merged token receives in the vision tower's last
     full-attention layer, or None.
     weights: of the scorer that was trained on this model's tokens, or None.
+    received, middle: floating [N], attention that each merged token receives, the mean over queries and heads, in the
+    tower's last and its middle full-attention layer, or None; keys: floating [N, C], of the last one, or None.
+    layer: what an early language layer makes of the tokens, or None.
     Raises ValueError when a shape, type or value is wrong.
     """
 
@@ -30,6 +65,10 @@ class VisualTokens:
     question: torch.Tensor | None = None
     attention: torch.Tensor | None = None
     weights: ScorerWeights | None = None
+    received: torch.Tensor | None = None
+    middle: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+    layer: LayerView | None = None
 
     def __post_init__(self) -> None:
         x = self.features
@@ -44,10 +83,22 @@ class VisualTokens:
         q = self.question
         if q is not None and (q.ndim != 2 or len(q) == 0 or q.shape[1] != dim):
             raise ValueError(f"question must be [T, {dim}] with T >= 1, got {tuple(q.shape)}.")
-        if self.attention is not None and tuple(self.attention.shape) != (n,):
-            raise ValueError(f"attention must be [{n}], got {tuple(self.attention.shape)}.")
+        for name in ("attention", "received", "middle"):
+            part = getattr(self, name)
+            if part is not None and tuple(part.shape) != (n,):
+                raise ValueError(f"{name} must be [{n}], got {tuple(part.shape)}.")
+        if self.keys is not None and (self.keys.ndim != 2 or len(self.keys) != n):
+            raise ValueError(f"keys must be [{n}, C], got {tuple(self.keys.shape)}.")
+        if self.layer is not None and {len(self.layer.visual), len(self.layer.visual_keys), len(self.layer.attention)} != {n}:
+            raise ValueError(f"layer must view {n} visual tokens, got {len(self.layer.visual)}.")
         if self.weights is not None and self.weights.width != dim:
             raise ValueError(f"The scorer was trained for tokens of width {self.weights.width}; these have {dim}.")
+
+    def require(self, names: frozenset[str], who: str, instead: str) -> None:
+        """Raise ValueError where one of the optional parts is missing; who needs it, and what to choose ``instead``."""
+        for name in sorted(names):
+            if getattr(self, name) is None:
+                raise ValueError(f"{who} needs the {name}: {REMEDY[name]}, or choose another {instead}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +106,9 @@ class Ranking:
     """A full greedy order: the tokens kept at any budget K are its first K, so a budget is only a cut.
 
     order: int64 [N], a permutation; importance: float32 [N] in [0, 1]; scoring_s, selection_s: seconds.
+    budget: where the method depends on it, the one K that the order is right for; None where it serves every K.
+    merged: float32 [budget, D], what stands for the kept tokens in raster order where a method merges; None: they stay.
+    after: language layers that see every token; 0 drops before the first, IMAGE shows a smaller picture instead.
     """
 
     order: np.ndarray
@@ -62,14 +116,24 @@ class Ranking:
     scoring_s: float
     selection_s: float
     method: str
+    budget: int | None = None
+    merged: torch.Tensor | None = None
+    after: int = 0
 
     def __post_init__(self) -> None:
         check_permutation(self.order, len(self.importance))
+        if self.merged is not None and (self.merged.ndim != 2 or len(self.merged) != self.budget):
+            raise ValueError(f"merged must be [{self.budget}, D], got {tuple(self.merged.shape)}; a selector is broken.")
 
     def keep(self, k: int) -> np.ndarray:
-        """The first ``k`` tokens in raster order, int64 [k]. Raises ValueError unless 1 <= k <= N."""
+        """The first ``k`` tokens in raster order, int64 [k].
+
+        Raises ValueError unless 1 <= k <= N, and where the order was made for another budget.
+        """
         if not 1 <= k <= len(self.order):
             raise ValueError(f"Cannot keep {k} of {len(self.order)} tokens; choose between 1 and all.")
+        if self.budget not in (None, k):
+            raise ValueError(f"The method '{self.method}' chose for {self.budget} tokens; rank again to keep {k}.")
         return np.sort(self.order[:k])
 
     def kept_mask(self, k: int) -> np.ndarray:

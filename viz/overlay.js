@@ -13,13 +13,16 @@ function keptCount() {
   return Math.max(1, rounded);
 }
 
+// Where the picture itself was made smaller, no patch is pruned.
+const isKept = (i, k) => data.whole || data.rank[i] < k;
+
 function color(t) {
   const x = Math.min(Math.max(t, 0), 1) * (STOPS.length - 1), i = Math.min(Math.floor(x), STOPS.length - 2), f = x - i;
   return STOPS[i].map((a, c) => Math.round(a + (STOPS[i + 1][c] - a) * f));
 }
 
 function fill(ctx, rect, i, k, size) {
-  const [x, y, w, h] = rect, kept = data.rank[i] < k;
+  const [x, y, w, h] = rect, kept = isKept(i, k);
   if (view === 'kept') {
     if (!kept) { ctx.fillStyle = DIM; ctx.fillRect(x, y, w, h); }
     return;
@@ -56,7 +59,7 @@ function draw() {
   for (let i = 0; i < data.n; i++) fill(ctx, rectOf(i, width, height), i, k, size);
   ctx.lineWidth = 1; ctx.strokeStyle = view === 'kept' ? 'rgba(255,255,255,0.75)' : 'rgba(255,255,255,0.9)';
   for (let i = 0; i < data.n; i++) {
-    if (data.rank[i] >= k) continue;
+    if (data.whole || !isKept(i, k)) continue;
     const [x, y, w, h] = rectOf(i, width, height);
     ctx.strokeRect(x + 0.5, y + 0.5, w - 1, h - 1);
   }
@@ -83,10 +86,10 @@ function mark(ctx, width, height, k) {
   const [x, y, w, h] = rectOf(hovered, width, height);
   ctx.lineWidth = 3; ctx.strokeStyle = ACCENT; ctx.strokeRect(x + 1, y + 1, w - 2, h - 2);
   const row = Math.floor(hovered / data.cols) + 1, col = hovered % data.cols + 1, rank = data.rank[hovered];
-  const lines = [`row ${row}, column ${col}: ${rank < k ? 'kept' : 'pruned'}`,
-    `rank ${rank + 1} of ${data.n} (goes above ${(100 * (1 - (rank + 0.5) / data.n)).toFixed(0)}% pruning)`,
+  const lines = [`row ${row}, column ${col}: ${isKept(hovered, k) ? 'kept' : 'pruned'}`,
+    data.whole ? 'seen in fewer pixels' : `rank ${rank + 1} of ${data.n} (goes above ${(100 * (1 - (rank + 0.5) / data.n)).toFixed(0)}% pruning)`,
     `importance ${data.importance[hovered].toFixed(2)} (${data.scorer})`];
-  if (similarity) {
+  if (similarity && !data.whole) {
     const [j, s] = nearestKept(hovered, k);
     if (j >= 0) {
       lines.push(`nearest kept: row ${Math.floor(j / data.cols) + 1}, column ${j % data.cols + 1}, cosine ${s.toFixed(2)}`);

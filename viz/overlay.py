@@ -29,7 +29,15 @@ def component() -> gr.HTML:
     )
 
 
-def payload(picture: Image.Image, features: torch.Tensor, grid: tuple[int, int], ranking: Ranking, title: str, scorer: str) -> dict:
+def payload(
+    picture: Image.Image,
+    features: torch.Tensor,
+    grid: tuple[int, int],
+    ranking: Ranking,
+    title: str,
+    scorer: str,
+    whole: bool = False,
+) -> dict:
     """What the browser needs to cut, colour and explain every patch.
 
     Args:
@@ -37,6 +45,7 @@ def payload(picture: Image.Image, features: torch.Tensor, grid: tuple[int, int],
         features: [N, D] visual tokens, for the cosine to the nearest kept patch.
         grid: (rows, columns) with rows * columns == N.
         title: the method in words; scorer: what "importance" means here.
+        whole: nothing is dropped, the picture itself is smaller; no patch is then drawn as pruned.
     """
     rows, columns = grid
     value = {
@@ -50,6 +59,7 @@ def payload(picture: Image.Image, features: torch.Tensor, grid: tuple[int, int],
         "method": ranking.method,
         "title": title,
         "scorer": scorer,
+        "whole": whole,
     }
     value["id"] = hashlib.sha256(repr((value["image"], value["rank"], value["importance"], title)).encode()).hexdigest()[:16]
     return value

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from pruning.registry import METHODS, SCORERS, Method
-from pruning.tokens import Ranking, keep_count
+from pruning.tokens import IMAGE, Ranking, keep_count
 from viz import answers, overlay
 from vlm import questions
 from vlm.errors import UserError
@@ -71,17 +71,23 @@ def method_of(ask: Ask) -> Method:
     return method.with_(lam=ask.lam) if method.takes_lambda else method
 
 
-def _prepare(ask: Ask) -> tuple[Vlm, Encoded, Ranking, Method]:
+def _prepare(ask: Ask, prune: float) -> tuple[Vlm, Encoded, Ranking, Method]:
     question = questions.clean(ask.question)
     vlm = open_vlm(ask.model)
     image = vlm.encode(open_image(ask.image))
     method = method_of(ask)
-    key = (ask.model, image.key, question, method)
+    budget = keep_count(len(image.features), prune) if method.budgeted else None
+    key = (ask.model, image.key, question, method, budget)
     ranking = RANKINGS.get(key)
     if ranking is None:
-        ranking = vlm.rank(image, question, method)
+        ranking = vlm.rank(image, question, method, budget)
         RANKINGS.put(key, ranking)
     return vlm, image, ranking, method
+
+
+def _share(percent: float | None) -> float:
+    """The slider's percentage as the fraction that is pruned."""
+    return min(max(float(percent or 0) / 100, 0.0), 0.999)
 
 
 class Turns:
@@ -119,16 +125,20 @@ class Shown:
     asked: Ask | None = None
 
 
-def look(ask: Ask) -> dict:
-    """The overlay's payload: every patch's rank and importance.
+def look(ask: Ask, percent: float) -> dict:
+    """The overlay's payload: every patch's rank and importance; percent: what is pruned, for a budgeted method.
 
     Raises:
         UserError: the picture, the question or the model cannot be used.
     """
-    _, image, ranking, method = _prepare(ask)
+    vlm, image, ranking, method = _prepare(ask, _share(percent))
     title = method.label + (f", lambda {ask.lam:g}" if method.takes_lambda else "")
+    if ranking.budget:
+        title += f"; made for {ranking.budget} patches: let go of the slider to redraw"
     scorer = (method.scorer or SCORERS["neg-cos-mean"]).label
-    return overlay.payload(image.picture, image.features, image.grid, ranking, title, scorer)
+    whole = method.after == IMAGE
+    picture = vlm.smaller(image, ranking.budget).picture if whole else image.picture
+    return overlay.payload(picture, image.features, image.grid, ranking, title, scorer, whole)
 
 
 def compare(ask: Ask, percent: float) -> Iterator[str]:
@@ -137,8 +147,8 @@ def compare(ask: Ask, percent: float) -> Iterator[str]:
     Raises:
         UserError: as :func:`look`.
     """
-    prune = min(max(float(percent or 0) / 100, 0.0), 0.999)
-    vlm, image, ranking, method = _prepare(ask)
+    prune = _share(percent)
+    vlm, image, ranking, method = _prepare(ask, prune)
     question = questions.clean(ask.question)
     base = (ask.model, image.key, question)
     full = None
@@ -157,8 +167,8 @@ def show(ask: Ask | None, percent: float, session: str, with_overlay: bool = Tru
             raise UserError("Please choose or upload a picture first.")
         if not is_open(ask.model):
             yield Shown(panel=answers.waiting(f"Opening {ask.model} ..."))
-        if with_overlay:
-            value = look(ask)
+        if with_overlay or METHODS[ask.method].budgeted:
+            value = look(ask, percent)
             if not TURNS.is_newest(session, turn):
                 return
             yield Shown(overlay=value, asked=ask)

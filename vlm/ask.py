@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pruning.registry import METHODS, SCORERS, get_method
+from pruning.tokens import keep_count
 from vlm.embedded import NAME
 from vlm.errors import UserError
 from vlm.images import open_image
@@ -22,9 +23,11 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.scorer_file is not None:
         vlm.use_scorer(arguments.scorer_file)
     method = get_method(arguments.method, trained=vlm.scorer is not None).with_(lam=arguments.lam, scorer=arguments.scorer)
-    if method.note and arguments.scorer is None:
-        print(f"{method.label}: {method.note}", file=sys.stderr)
-    rankings = None if arguments.method == "none" else [vlm.rank(image, arguments.question, method)]
+    if method.key != "none":
+        note = method.note if arguments.scorer is None else ""
+        print(f"{method.label} ({method.paper}), prunes {method.where}. {note}", file=sys.stderr)
+    kept = keep_count(len(image.features), arguments.prune)
+    rankings = None if arguments.method == "none" else [vlm.rank(image, arguments.question, method, kept)]
     return last(vlm.answer([image], arguments.question, rankings, arguments.prune, arguments.max_new_tokens))
 
 
@@ -35,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("question")
     parser.add_argument("--method", default="idpruner", choices=list(METHODS))
     parser.add_argument("--prune", type=float, default=0.75, help="fraction of the visual tokens that goes (0.75)")
-    parser.add_argument("--lam", type=float, help="MMR's lambda (0.5)")
+    parser.add_argument("--lam", type=float, help="lambda of idpruner and topk-farthest (0.5)")
     parser.add_argument("--scorer", choices=list(SCORERS), help="importance (the trained one for idpruner where there is one)")
     parser.add_argument("--scorer-file", type=Path, help="a trained scorer of this model's token width, as .safetensors")
     parser.add_argument("--model", default=NAME, help=f"one of {', '.join(MODELS)}, or a folder")

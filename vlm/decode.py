@@ -10,6 +10,7 @@ from transformers import Cache, DynamicCache
 
 from kvquant.attention import reading
 from kvquant.cache import KVCache
+from vlm import inside
 from vlm.device import synchronise
 from vlm.prefill import PrunedPrompt
 
@@ -34,12 +35,13 @@ def steps(model, prompt: PrunedPrompt, max_new_tokens: int, cache: Cache | None 
     padded = not bool(prompt.attention_mask.all())
     arguments, mask = prompt.kwargs(), prompt.attention_mask
     place = prompt.position_ids[..., -1:]
+    cut = nullcontext() if prompt.cut is None else inside.cutting(model, prompt.cut)
     for _ in range(max_new_tokens):
         synchronise(device)
         began = time.perf_counter()
         arguments["attention_mask"] = mask if padded else None
         # Step by step: between two steps the model may serve another answer, with another cache.
-        with reading(model) if isinstance(cache, KVCache) else nullcontext():
+        with reading(model) if isinstance(cache, KVCache) else nullcontext(), cut:
             logits = model(**arguments, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         token = logits.argmax(-1)
         logprob = logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
@@ -47,4 +49,4 @@ def steps(model, prompt: PrunedPrompt, max_new_tokens: int, cache: Cache | None 
         yield Step(token, logprob, time.perf_counter() - began)
         place = place + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        arguments = {"input_ids": token[:, None], "position_ids": place}
+        arguments, cut = {"input_ids": token[:, None], "position_ids": place}, nullcontext()

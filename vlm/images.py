@@ -85,3 +85,9 @@ def _pad(picture: Image.Image) -> Image.Image:
     canvas = Image.new("RGB", (wide, high), tuple(border.tolist()))
     canvas.paste(picture, ((wide - width) // 2, (high - height) // 2))
     return canvas
+
+
+def smaller(picture: Image.Image, share: float, cell: int = 28) -> Image.Image:
+    """The picture with about ``share`` of its tokens, whole cells of ``cell`` pixels, the aspect ratio kept."""
+    width, height = (max(1, round(side / cell * share**0.5)) * cell for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)

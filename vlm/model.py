@@ -5,7 +5,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,9 +19,10 @@ from kvquant.cache import KVCache, Setting
 from kvquant.modes import Trace
 from pruning.registry import Method
 from pruning.scorers import trained
-from pruning.tokens import Ranking, VisualTokens, keep_count
-from vlm import attention_probe, decode, device, prefill, questions
+from pruning.tokens import IMAGE, Ranking, VisualTokens, keep_count
+from vlm import attention_probe, decode, device, inside, prefill, questions
 from vlm.errors import UserError
+from vlm.images import smaller
 
 CACHED_IMAGES = 16
 
@@ -119,17 +120,27 @@ class Vlm:
     @torch.inference_mode()
     def encode(self, picture: Image.Image) -> Encoded:
         """Runs the vision tower on an RGB picture, or returns what the same pixels gave before."""
-        key = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+        return self._remembered(picture, do_resize=True)
+
+    @torch.inference_mode()
+    def smaller(self, image: Encoded, k: int) -> Encoded:
+        """The same picture in about ``k`` tokens, whole rows and columns, however few the model was made for."""
+        vision = self.model.config.vision_config
+        cell = vision.patch_size * vision.spatial_merge_size
+        return self._remembered(smaller(image.picture, k / len(image.features), cell), do_resize=False)
+
+    def _remembered(self, picture: Image.Image, do_resize: bool) -> Encoded:
+        key = hashlib.sha256(repr((picture.size, do_resize)).encode() + picture.tobytes()).hexdigest()
         with self.lock:
             if key not in self._encoded:
-                self._encoded[key] = self._encode(key, picture)
+                self._encoded[key] = self._encode(key, picture, do_resize)
             self._encoded.move_to_end(key)
             while len(self._encoded) > CACHED_IMAGES:
                 self._encoded.popitem(last=False)
             return self._encoded[key]
 
-    def _encode(self, key: str, picture: Image.Image) -> Encoded:
-        inputs = self.processor(images=[picture], return_tensors="pt")
+    def _encode(self, key: str, picture: Image.Image, do_resize: bool) -> Encoded:
+        inputs = self.processor(images=[picture], do_resize=do_resize, return_tensors="pt")
         where = self.placement.device
         pixels, grid = inputs["pixel_values"].to(where, self.placement.dtype), inputs["image_grid_thw"].to(where)
         with attention_probe.capture(self.model.model.visual) as seen:
@@ -165,31 +176,59 @@ class Vlm:
         self.scorer = weights.to(self.placement.device)
 
     @torch.inference_mode()
-    def visual_tokens(self, image: Encoded, question: str, needs: frozenset[str] = frozenset()) -> VisualTokens:
-        """What a pruning method may look at; ``needs`` names the optional parts ("question", "attention", "weights").
+    def visual_tokens(
+        self, image: Encoded, question: str, needs: frozenset[str] = frozenset(), after: int = inside.LOOK_AFTER
+    ) -> VisualTokens:
+        """What a pruning method may look at; ``needs`` names the optional parts of :class:`pruning.tokens.VisualTokens`.
+
+        after: how many language layers run before the part "layer" looks.
 
         Raises:
             UserError: the weights of a trained scorer are needed and this model has none.
         """
         if "weights" in needs and self.scorer is None:
-            raise UserError(f"{self.name} has no trained scorer: choose another importance. {self.no_scorer}")
-        asked = attention = None
-        if "question" in needs:
-            ids = torch.tensor(self.prompter.encode(question), dtype=torch.long, device=image.features.device)
-            asked = self.model.get_input_embeddings()(ids).float()
-        if "attention" in needs:
-            attention = attention_probe.mean_query_attention(self.model.model.visual, image.seen, image.grid_thw)
-        return VisualTokens(image.features.float(), image.grid, asked, attention, self.scorer if "weights" in needs else None)
+            raise UserError(f"{self.name} has no trained scorer: choose another importance or method. {self.no_scorer}")
+        tower, seen, grid = self.model.model.visual, image.seen, image.grid_thw
+        last, middle = attention_probe.last_layer(tower), attention_probe.middle_layer(tower)
+        parts = {
+            "question": lambda: self._embedded(question),
+            "attention": lambda: attention_probe.mean_query_attention(tower, seen, grid),
+            "weights": lambda: self.scorer,
+            "received": lambda: attention_probe.received_attention(tower, seen, grid, last),
+            "middle": lambda: attention_probe.received_attention(tower, seen, grid, middle),
+            "keys": lambda: attention_probe.merged_keys(tower, seen, grid),
+            "layer": lambda: self._look(image, question, after),
+        }
+        return VisualTokens(image.features.float(), image.grid, **{name: parts[name]() for name in sorted(needs)})
 
-    def rank(self, image: Encoded, question: str, method: Method) -> Ranking:
-        """The method's order of this image's tokens; getting what its scorer needs counts as scoring."""
+    def _embedded(self, question: str) -> torch.Tensor:
+        ids = torch.tensor(self.prompter.encode(question), dtype=torch.long, device=self.placement.device)
+        return self.model.get_input_embeddings()(ids).float()
+
+    def _look(self, image: Encoded, question: str, after: int):
+        prompt = self.prompt([image], question, [None])
+        # Its hooks must not meet another thread's step.
+        with self.lock:
+            return inside.look(self.model, prompt, after)
+
+    def rank(self, image: Encoded, question: str, method: Method, k: int | None = None) -> Ranking:
+        """The method's order of this image's tokens; getting what it needs counts as scoring.
+
+        k: how many are to be kept, for a budgeted method. Language layers that a method prunes behind run again in the answer's
+        prefill and count there.
+
+        Raises:
+            UserError: the question is empty or too long, or the method needs a trained scorer and there is none.
+            ValueError: a budgeted method got no k.
+        """
         began = time.perf_counter()
-        needs = frozenset(method.scorer.needs) if method.scorer else frozenset()
-        tokens = self.visual_tokens(image, questions.clean(question), needs)
+        tokens = self.visual_tokens(image, questions.clean(question), method.needs, max(method.after, 0) or inside.LOOK_AFTER)
         device.synchronise(self.placement.device)
         gathered = time.perf_counter() - began
-        ranking = method(tokens)
-        return Ranking(ranking.order, ranking.importance, ranking.scoring_s + gathered, ranking.selection_s, ranking.method)
+        if method.after > 0:
+            gathered -= tokens.layer.forward_s
+        ranking = method(tokens, k)
+        return replace(ranking, scoring_s=ranking.scoring_s + gathered)
 
     def answer(
         self,
@@ -206,14 +245,21 @@ class Vlm:
 
         Raises:
             UserError: the question is empty or too long.
+            ValueError: a ranking was made for another number of tokens, or the rankings prune in different places.
         """
         question = questions.clean(question)
+        visual_tokens = sum(len(image.features) for image in images)
         keeps: list[np.ndarray | None] = [None] * len(images)
         if rankings is not None:
             keeps = [r.keep(keep_count(len(r.order), prune)) for r in rankings]
+            if len({r.after for r in rankings}) > 1:
+                raise ValueError("All images of a question are pruned in the same place of the model.")
+        if rankings and rankings[0].after == IMAGE:
+            images = [self.smaller(image, len(keep)) for image, keep in zip(images, keeps, strict=True)]
+            keeps = [None] * len(images)
         answer = Answer(
             method=rankings[0].method if rankings else "none",
-            visual_tokens=sum(len(image.features) for image in images),
+            visual_tokens=visual_tokens,
             kept_tokens=sum(len(i.features) if k is None else len(k) for i, k in zip(images, keeps, strict=True)),
             prompt_tokens=0,
         )
@@ -222,11 +268,13 @@ class Vlm:
             answer.timings.scoring = sum(r.scoring_s for r in rankings)
             answer.timings.selection = sum(r.selection_s for r in rankings)
         cache = None if kv is None else KVCache(self.model.config, kv)
-        yield from self._decode(answer, self.prompt(images, question, keeps), max_new_tokens, cache)
+        yield from self._decode(answer, self.prompt(images, question, keeps, rankings), max_new_tokens, cache)
 
-    def prompt(self, images: list[Encoded], question: str, keeps: list[np.ndarray | None]) -> prefill.PrunedPrompt:
-        """The pruned single-row prompt of a question about ``images``."""
-        visual = [prefill.VisualInput(i.features, i.grid_thw, k) for i, k in zip(images, keeps, strict=True)]
+    def prompt(
+        self, images: list[Encoded], question: str, keeps: list[np.ndarray | None], rankings: list[Ranking] | None = None
+    ) -> prefill.PrunedPrompt:
+        """The pruned single-row prompt of a question about ``images``; ``rankings`` say what is merged, and pruned where."""
+        visual = [visual_input(*parts) for parts in zip(images, keeps, rankings or [None] * len(images), strict=True)]
         ids = self.prompter.prompt(question, [len(image.features) for image in images])
         with torch.inference_mode():
             return prefill.build(self.model, [(ids, visual)])
@@ -260,6 +308,13 @@ class Vlm:
             yield answer
             if ended:
                 return
+
+
+def visual_input(image: Encoded, keep: np.ndarray | None, ranking: Ranking | None = None) -> prefill.VisualInput:
+    """An image as it goes into a prompt; ``keep`` None shows it whole."""
+    if keep is None or ranking is None:
+        return prefill.VisualInput(image.features, image.grid_thw, keep)
+    return prefill.VisualInput(image.features, image.grid_thw, keep, ranking.merged, ranking.after)
 
 
 def last(answers: Iterator[Answer]) -> Answer:

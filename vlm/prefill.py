@@ -10,16 +10,25 @@ import numpy as np
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vlm.inside import Cut
+
 
 @dataclass(frozen=True)
 class VisualInput:
-    """One image in a prompt: features [N, D] after the merger, grid_thw int64 [3], keep int64 [K] (None keeps all N)."""
+    """One image in a prompt: features [N, D] after the merger, grid_thw int64 [3], keep int64 [K] (None keeps all N).
+
+    merged: [K, D], what stands in the places of the kept tokens, or None for themselves. after: language layers that see all N.
+    """
 
     features: torch.Tensor
     grid_thw: torch.Tensor
     keep: np.ndarray | None = None
+    merged: torch.Tensor | None = None
+    after: int = 0
 
     def __post_init__(self) -> None:
+        if self.merged is not None and (self.keep is None or len(self.merged) != len(self.keep) or self.after):
+            raise ValueError("merged must hold one row for every kept token, and merging happens before the language model")
         if self.keep is None:
             return
         if len(self.keep) == 0 or np.any(np.diff(self.keep) <= 0) or self.keep[0] < 0 or self.keep[-1] >= len(self.features):
@@ -28,12 +37,16 @@ class VisualInput:
 
 @dataclass(frozen=True)
 class PrunedPrompt:
-    """input_ids, attention_mask [B, L] (left-padded), position_ids [3, B, L], features: kept [K_i, D] of every image."""
+    """input_ids, attention_mask [B, L] (left-padded), position_ids [3, B, L], features: kept [K_i, D] of every image.
+
+    cut: what goes inside the language model, or None; it works through :func:`vlm.inside.cutting`, not through ``kwargs``.
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     position_ids: torch.Tensor
     features: list[torch.Tensor]
+    cut: Cut | None = None
 
     def kwargs(self) -> dict:
         """Arguments of the model's forward and, unchanged, of ``generate``."""
@@ -51,7 +64,8 @@ def build(model, rows: list[tuple[list[int], list[VisualInput]]]) -> PrunedPromp
     """One prompt per row: (ids of the full-length prompt, its images in order).
 
     Raises:
-        ValueError: the number of image tokens in a row's ids is not that of its images.
+        ValueError: the number of image tokens in a row's ids is not that of its images, or several rows are to be pruned
+            inside the language model.
     """
     device = model.get_input_embeddings().weight.device
     kept = [_prune_row(model, torch.tensor([ids], device=device), images) for ids, images in rows]
@@ -65,12 +79,32 @@ def build(model, rows: list[tuple[list[int], list[VisualInput]]]) -> PrunedPromp
         input_ids[index, length - size :] = ids[0]
         mask[index, length - size :] = 1
         positions[:, index, length - size :] = place[:, 0]
-    features = [
-        image.features if image.keep is None else image.features[torch.from_numpy(image.keep).to(image.features.device)]
-        for _, images in rows
-        for image in images
-    ]
-    return PrunedPrompt(input_ids, mask, positions, features)
+    features = [_shown(image) for _, images in rows for image in images]
+    cuts = [_cut(model, torch.tensor(ids, device=device), images) for ids, images in rows]
+    if len(rows) > 1 and any(cuts):
+        raise ValueError("prompts that are pruned inside the language model are built one by one")
+    return PrunedPrompt(input_ids, mask, positions, features, cuts[0])
+
+
+def _shown(image: VisualInput) -> torch.Tensor:
+    """What the first language layer sees of an image."""
+    if image.merged is not None:
+        return image.merged.to(image.features)
+    if image.keep is None or image.after:
+        return image.features
+    return image.features[torch.from_numpy(image.keep).to(image.features.device)]
+
+
+def _cut(model, ids: torch.Tensor, images: list[VisualInput]) -> Cut | None:
+    """What goes inside the language model; all images of a prompt go after the same layer."""
+    after = max((image.after for image in images), default=0)
+    if not after:
+        return None
+    stays = ids != model.config.image_token_id
+    places = (~stays).nonzero()[:, 0].split([len(image.features) for image in images])
+    for image, place in zip(images, places, strict=True):
+        stays[place if image.keep is None else place[torch.from_numpy(image.keep).to(ids.device)]] = True
+    return Cut(after, stays.nonzero()[:, 0], len(ids))
 
 
 def _prune_row(model, ids: torch.Tensor, images: list[VisualInput]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,5 +120,6 @@ def _prune_row(model, ids: torch.Tensor, images: list[VisualInput]) -> tuple[tor
     )
     stays = ~visual
     for image, places in zip(images, visual.nonzero()[:, 0].split(counts), strict=True):
-        stays[places if image.keep is None else places[torch.from_numpy(image.keep).to(ids.device)]] = True
+        whole = image.keep is None or image.after
+        stays[places if whole else places[torch.from_numpy(image.keep).to(ids.device)]] = True
     return ids[:, stays], positions[:, :, stays]

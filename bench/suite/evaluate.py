@@ -1,10 +1,12 @@
 """Asks a model the suite: encode once, rank by every method, answer in batches.
 
-Batches change nothing but the time: a left-padded batch equals its single runs (tests/unit/test_vlm_exactness.py).
+Batches change nothing but the time: a left-padded batch equals its single runs (tests/unit/test_vlm_exactness.py). Prompts that
+are pruned inside the language model run one by one.
 """
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +15,9 @@ from PIL import Image
 
 from bench.suite.tasks import Item
 from pruning.registry import METHODS, Method
-from pruning.tokens import keep_count
-from vlm import prefill
-from vlm.model import Encoded, Vlm
+from pruning.tokens import IMAGE, keep_count
+from vlm import inside, prefill
+from vlm.model import Vlm, visual_input
 
 BATCH_TOKENS = 4096
 MAX_NEW_TOKENS = 40
@@ -26,8 +28,7 @@ GREY = (122, 117, 104)
 class Setting:
     """A column of the table: a method at one pruned share; ``lam`` and ``seed`` where the method takes them.
 
-    Two names stand outside the registry: "down-sampling" shows the model a smaller picture of the same number of tokens,
-    "blank" a grey one.
+    One name stands outside the registry: "blank" shows the model a grey picture.
     """
 
     method: str
@@ -54,7 +55,12 @@ class Request:
     def length(self) -> int:
         """Tokens of the pruned prompt."""
         kept = self.visual.keep
-        return len(self.ids) - (0 if kept is None else len(self.visual.features) - len(kept))
+        return len(self.ids) - (0 if kept is None or self.alone else len(self.visual.features) - len(kept))
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is pruned inside the language model, so that no other may stand in its batch."""
+        return self.visual.after > 0
 
 
 def requests(vlm: Vlm, index: int, item: Item, settings: Iterable[Setting]) -> Iterator[Request]:
@@ -62,34 +68,29 @@ def requests(vlm: Vlm, index: int, item: Item, settings: Iterable[Setting]) -> I
     image = vlm.encode(item.picture)
     rankings = {}
     for setting in settings:
-        shown, keep = image, None
+        shown, keep, ranking = image, None, None
         if setting.method == "blank":
             shown = vlm.encode(Image.new("RGB", item.picture.size, GREY))
-        elif setting.method == "down-sampling":
-            shown = vlm.encode(smaller(item.picture, 1 - setting.prune))
         elif setting.prune:
-            key = (setting.method, setting.lam, setting.seed, setting.scorer)
-            if key not in rankings:
-                rankings[key] = vlm.rank(image, item.question, setting.configured())
-            keep = rankings[key].keep(keep_count(len(image.features), setting.prune))
-        yield Request(index, setting, vlm.prompter.prompt(item.question, [len(shown.features)]), _visual(shown, keep))
-
-
-def _visual(image: Encoded, keep: np.ndarray | None) -> prefill.VisualInput:
-    return prefill.VisualInput(image.features, image.grid_thw, keep)
-
-
-def smaller(picture: Image.Image, share: float, cell: int = 28) -> Image.Image:
-    """The picture with about ``share`` of its tokens, whole cells, the aspect ratio kept."""
-    width, height = (max(1, round(side / cell * share**0.5)) * cell for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
+            method, count = setting.configured(), keep_count(len(image.features), setting.prune)
+            if method.after == IMAGE:
+                shown = vlm.smaller(image, count)
+            else:
+                key = (setting.method, setting.lam, setting.seed, setting.scorer, count if method.budgeted else None)
+                if key not in rankings:
+                    rankings[key] = vlm.rank(image, item.question, method, count)
+                ranking = rankings[key]
+                keep = ranking.keep(count)
+        ids = vlm.prompter.prompt(item.question, [len(shown.features)])
+        yield Request(index, setting, ids, visual_input(shown, keep, ranking))
 
 
 @torch.inference_mode()
 def write(vlm: Vlm, batch: list[Request]) -> list[str]:
     """Greedy answers of a batch."""
     prompt = prefill.build(vlm.model, [(request.ids, [request.visual]) for request in batch])
-    out = vlm.model.generate(**prompt.kwargs(), do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+    with inside.cutting(vlm.model, prompt.cut) if prompt.cut else nullcontext():
+        out = vlm.model.generate(**prompt.kwargs(), do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
     ends = set(vlm.model.generation_config.eos_token_id)
     texts = []
     for row in out[:, prompt.input_ids.shape[1] :].tolist():
@@ -104,10 +105,10 @@ def run(vlm: Vlm, items: list[Item], settings: list[Setting], progress: bool = T
     waiting: list[Request] = []
 
     def flush() -> None:
-        # Rows of like length waste no padding.
-        waiting.sort(key=lambda request: request.length)
+        # Rows of like length waste no padding; those that stand alone come first, from the end.
+        waiting.sort(key=lambda request: (request.alone, request.length))
         while waiting:
-            size = max(1, BATCH_TOKENS // waiting[-1].length)
+            size = 1 if waiting[-1].alone else max(1, BATCH_TOKENS // waiting[-1].length)
             batch = waiting[-size:]
             del waiting[-size:]
             for request, text in zip(batch, write(vlm, batch), strict=True):

@@ -19,19 +19,21 @@ from pruning.kernels.dots import dot_exact, jit, quantise
 
 
 @jit
-def _before(gain_a, index_a, gain_b, index_b):
+def before(gain_a, index_a, gain_b, index_b):
+    """Whether a is picked before b: the larger gain, and the lowest index wins a tie."""
     return gain_a > gain_b or (gain_a == gain_b and index_a < index_b)
 
 
 @jit
-def _sift_down(gains, indices, size, hole, gain, index):
+def sift_down(gains, indices, size, hole, gain, index):
+    """Put (gain, index) into the heap of ``size`` entries from ``hole`` downwards."""
     while True:
         child = 2 * hole + 1
         if child >= size:
             break
-        if child + 1 < size and _before(gains[child + 1], indices[child + 1], gains[child], indices[child]):
+        if child + 1 < size and before(gains[child + 1], indices[child + 1], gains[child], indices[child]):
             child += 1
-        if not _before(gains[child], indices[child], gain, index):
+        if not before(gains[child], indices[child], gain, index):
             break
         gains[hole] = gains[child]
         indices[hole] = indices[child]
@@ -67,7 +69,7 @@ def mmr_lazy(units, relevance, first, weight, k, scale, slack):
             indices[size] = i
             size += 1
     for hole in range(size // 2 - 1, -1, -1):
-        _sift_down(gains, indices, size, hole, gains[hole], indices[hole])
+        sift_down(gains, indices, size, hole, gains[hole], indices[hole])
 
     count = 1
     while count < k:
@@ -76,7 +78,7 @@ def mmr_lazy(units, relevance, first, weight, k, scale, slack):
         rival_gain = np.float32(-np.inf)
         rival = n
         for child in range(1, min(3, size)):
-            if _before(gains[child], indices[child], rival_gain, rival):
+            if before(gains[child], indices[child], rival_gain, rival):
                 rival_gain = gains[child]
                 rival = indices[child]
 
@@ -92,7 +94,7 @@ def mmr_lazy(units, relevance, first, weight, k, scale, slack):
                     best = exact
                     limit = (np.float64(best) - slack) * scale * scale
                     gain = relevance[i] - np.float32(weight * best)
-                    leads = _before(gain, i, rival_gain, rival)
+                    leads = before(gain, i, rival_gain, rival)
             j += 1
         closest[i] = best
         seen[i] = j
@@ -102,7 +104,7 @@ def mmr_lazy(units, relevance, first, weight, k, scale, slack):
             count += 1
             size -= 1
             if size > 0:
-                _sift_down(gains, indices, size, 0, gains[size], indices[size])
+                sift_down(gains, indices, size, 0, gains[size], indices[size])
         else:
-            _sift_down(gains, indices, size, 0, gain, i)
+            sift_down(gains, indices, size, 0, gain, i)
     return order

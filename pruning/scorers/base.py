@@ -11,12 +11,6 @@ import torch
 
 from pruning.tokens import VisualTokens, normalise
 
-REMEDY = {
-    "question": "pass VisualTokens(question=...), the input embeddings of the question's tokens",
-    "attention": "pass VisualTokens(attention=...), the mean-query attention of the vision tower",
-    "weights": "pass VisualTokens(weights=...), what pruning.scorers.trained.load read",
-}
-
 
 @dataclass(frozen=True)
 class Scorer(ABC):
@@ -33,9 +27,7 @@ class Scorer(ABC):
 
     def __call__(self, tokens: VisualTokens) -> np.ndarray:
         """Importance float32 [N], min-max normalised. Raises ValueError when a needed input is missing."""
-        for name in sorted(self.needs):
-            if getattr(tokens, name) is None:
-                raise ValueError(f"The scorer '{self.label}' needs the {name}: {REMEDY[name]}, or choose another scorer.")
+        tokens.require(self.needs, f"The scorer '{self.label}'", "scorer")
         raw = self.score(tokens)
         if tuple(raw.shape) != (len(tokens.features),):
             raise ValueError(f"The scorer '{self.label}' returned {tuple(raw.shape)}, not one score per token.")

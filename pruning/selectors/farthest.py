@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pruning.kernels import mmr_order, unit_rows
+from pruning.kernels import mmr_order_of
 from pruning.selectors.base import Selector
 from pruning.tokens import VisualTokens
 
@@ -20,4 +20,4 @@ class FarthestPoint(Selector):
     """
 
     def select(self, tokens: VisualTokens, importance: np.ndarray) -> np.ndarray:
-        return mmr_order(unit_rows(tokens.features), importance, lam=0.0)
+        return mmr_order_of(tokens.features, importance, lam=0.0)

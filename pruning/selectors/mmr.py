@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pruning.kernels import mmr_order, unit_rows
+from pruning.kernels import mmr_order_of
 from pruning.selectors.base import Selector
 from pruning.tokens import VisualTokens
 
@@ -25,4 +25,4 @@ class MMR(Selector):
             raise ValueError(f"lambda must lie between 0 (diversity only) and 1 (importance only), got {self.lam}.")
 
     def select(self, tokens: VisualTokens, importance: np.ndarray) -> np.ndarray:
-        return mmr_order(unit_rows(tokens.features), importance, self.lam)
+        return mmr_order_of(tokens.features, importance, self.lam)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pruning.selectors.base import Selector
+from pruning.selectors.base import Selector, best_first
 from pruning.tokens import VisualTokens
 
 
@@ -15,4 +15,4 @@ class TopK(Selector):
     """Most important first; among equals the one that comes first in the image."""
 
     def select(self, tokens: VisualTokens, importance: np.ndarray) -> np.ndarray:
-        return np.argsort(-importance, kind="stable").astype(np.int64)
+        return best_first(importance)

@@ -1,6 +1,7 @@
 """The overlay's payload, the answers panel and what the controls do."""
 
 import base64
+import io
 import math
 import re
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from pruning.registry import METHODS
 from pruning.tokens import VisualTokens
-from tests.unit.tiny import tiny_model, tiny_vlm
+from tests.unit.tiny import random_scorer, tiny_model, tiny_vlm
 from viz import answers, overlay, studio
 from vlm.model import Answer, Timings
 
@@ -76,6 +77,7 @@ def test_speedups_are_ratios_of_the_measured_times():
 def one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's functions on the tiny model, with empty caches."""
     vlm = tiny_vlm(tiny_model(0))
+    vlm.scorer = random_scorer()
     monkeypatch.setattr(studio, "open_vlm", lambda name: vlm)
     monkeypatch.setattr(studio, "is_open", lambda name: True)
     monkeypatch.setattr(studio, "RANKINGS", studio.Results(8))
@@ -114,6 +116,29 @@ def test_letting_go_of_the_slider_shows_answers_only(one_model, picture):
     ask = studio.Ask("tiny", picture, "What is this?", "idpruner", "norm", 0.3)
     shown = list(studio.show(ask, 50, "visitor", with_overlay=False))
     assert all(part.overlay is None for part in shown) and "32 of 64 visual tokens" in shown[-1].panel
+
+
+def test_letting_go_of_the_slider_ranks_again_where_the_order_depends_on_the_budget(one_model, picture):
+    ask = studio.Ask("tiny", picture, "What is this?", "visionzip", "norm", 0.3)
+    first = run(ask, percent=75)[0].overlay
+    redrawn, *_, final = studio.show(ask, 50, "visitor", with_overlay=False)
+    assert "made for 16 patches: let go of the slider to redraw" in first["title"]
+    assert "made for 32 patches" in redrawn.overlay["title"] and redrawn.overlay["id"] != first["id"]
+    assert "32 of 64 visual tokens" in final.panel and final.notice == ""
+
+
+def test_a_smaller_picture_is_shown_whole(one_model, picture):
+    value = studio.look(studio.Ask("tiny", picture, "What is this?", "down-sampling", "norm", 0.3), 75)
+    assert value["whole"] and value["n"] == 64
+    assert not studio.look(studio.Ask("tiny", picture, "What is this?", "fastv", "norm", 0.3), 75)["whole"]
+    small = Image.open(io.BytesIO(base64.b64decode(value["image"].split(",")[1])))
+    assert small.size == (112, 112)
+
+
+def test_a_method_whose_scorer_is_missing_says_so(one_model, picture):
+    studio.open_vlm("tiny").scorer = None
+    (shown,) = run(studio.Ask("tiny", picture, "What is this?", "visionselector", "norm", 0.3))
+    assert "tiny has no trained scorer: choose another importance or method" in shown.notice
 
 
 def test_a_newer_run_of_the_same_visitor_stops_the_older_one_and_caches_nothing_of_it(one_model, picture):

@@ -9,7 +9,7 @@ from transformers import Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from pruning.registry import METHODS
-from tests.unit.tiny import QUESTION, noise, tiny_config, tiny_model
+from tests.unit.tiny import QUESTION, noise, random_scorer, tiny_config, tiny_model
 from vlm import device
 from vlm.errors import UserError
 from vlm.hub import HUB_MODELS, open_hub
@@ -96,7 +96,8 @@ def test_an_image_is_limited_to_1024_tokens_and_has_at_least_64(hub):
 @pytest.mark.parametrize("key", METHODS)
 def test_every_method_ranks_and_answers(hub, key):
     image = hub.encode(noise(1))
-    ranking = hub.rank(image, QUESTION, METHODS[key])
+    hub.scorer = random_scorer()
+    ranking = hub.rank(image, QUESTION, METHODS[key], 16)
     assert sorted(ranking.order.tolist()) == list(range(64))
     answer = last(hub.answer([image], QUESTION, [ranking], 0.75, 4))
     assert (answer.method, answer.kept_tokens, answer.visual_tokens) == (key, 16, 64)

@@ -14,6 +14,8 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from pruning.scorers import ScorerWeights
+from pruning.tokens import LayerView, VisualTokens
 from vlm.device import Placement
 from vlm.model import Encoded, Vlm
 from vlm.open import embedded_processor
@@ -116,6 +118,33 @@ def tiny_vlm(model: Qwen2_5_VLForConditionalGeneration) -> Vlm:
     """A :class:`Vlm` around a tiny model, with the embedded model's processor."""
     placement = Placement("cpu", torch.float32, "sdpa", "a test")
     return Vlm("tiny", model, byte_prompter(), embedded_processor(), placement)
+
+
+def random_scorer(width: int = 64, hidden: int = 6) -> ScorerWeights:
+    """A trained scorer that nobody trained."""
+    g = torch.Generator().manual_seed(0)
+    return ScorerWeights(*(torch.randn(shape, generator=g) for shape in ((hidden, width), (hidden,)) * 2))
+
+
+def random_tokens(seed: int, rows: int, cols: int, width: int = 16) -> VisualTokens:
+    """Visual tokens with every optional part, all random."""
+    g, n = torch.Generator().manual_seed(seed), rows * cols
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g)
+
+    attention, received, middle, paid = (normal(n).mul(2).softmax(0) for _ in range(4))
+    return VisualTokens(
+        features=normal(n, width) + 0.5,
+        grid=(rows, cols),
+        question=normal(5, width),
+        attention=attention,
+        weights=random_scorer(width),
+        received=received,
+        middle=middle,
+        keys=normal(n, 8),
+        layer=LayerView(normal(n, width), normal(7, width), normal(n, 6), normal(7, 6), paid),
+    )
 
 
 def noise(seed: int, width: int = 224, height: int = 224) -> Image.Image:
