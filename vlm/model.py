@@ -28,10 +28,10 @@ CACHED_IMAGES = 16
 
 
 class Prompter(Protocol):
-    """How a model family writes a single-turn prompt; user text never becomes a control token."""
+    """How a model family writes a prompt; user text never becomes a control token."""
 
-    def prompt(self, question: str, visual_counts: list[int]) -> list[int]:
-        """Ids of a whole prompt with ``visual_counts`` image tokens per image."""
+    def prompt(self, question: str, visual_counts: list[int], history: tuple[tuple[str, str], ...] = ()) -> list[int]:
+        """Ids of a whole prompt with ``visual_counts`` image tokens per image, after the earlier turns (question, answer)."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text."""
@@ -238,10 +238,12 @@ class Vlm:
         prune: float = 0.0,
         max_new_tokens: int = 48,
         kv: Setting | None = None,
+        history: tuple[tuple[str, str], ...] = (),
     ) -> Iterator[Answer]:
         """Yields the answer after every token; with ``rankings`` the fraction ``prune`` of each image's tokens is left out.
 
-        kv: how the KV cache is stored and read; None is transformers' default cache.
+        kv: how the KV cache is stored and read; None is transformers' default cache. history: the earlier turns (question,
+        answer) about the same images; they are read again.
 
         Raises:
             UserError: the question is empty or too long.
@@ -268,14 +270,19 @@ class Vlm:
             answer.timings.scoring = sum(r.scoring_s for r in rankings)
             answer.timings.selection = sum(r.selection_s for r in rankings)
         cache = None if kv is None else KVCache(self.model.config, kv)
-        yield from self._decode(answer, self.prompt(images, question, keeps, rankings), max_new_tokens, cache)
+        yield from self._decode(answer, self.prompt(images, question, keeps, rankings, history), max_new_tokens, cache)
 
     def prompt(
-        self, images: list[Encoded], question: str, keeps: list[np.ndarray | None], rankings: list[Ranking] | None = None
+        self,
+        images: list[Encoded],
+        question: str,
+        keeps: list[np.ndarray | None],
+        rankings: list[Ranking] | None = None,
+        history: tuple[tuple[str, str], ...] = (),
     ) -> prefill.PrunedPrompt:
         """The pruned single-row prompt of a question about ``images``; ``rankings`` say what is merged, and pruned where."""
         visual = [visual_input(*parts) for parts in zip(images, keeps, rankings or [None] * len(images), strict=True)]
-        ids = self.prompter.prompt(question, [len(image.features) for image in images])
+        ids = self.prompter.prompt(question, [len(image.features) for image in images], history)
         with torch.inference_mode():
             return prefill.build(self.model, [(ids, visual)])
 
