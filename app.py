@@ -10,7 +10,8 @@ import gradio as gr
 
 from pruning.registry import METHODS, SCORERS
 from pruning.scorers.trained import FILE
-from viz import overlay, studio
+from viz import lab, overlay, studio, workbench
+from viz.style import headline
 from vlm.embedded import MODEL_DIR, NAME
 from vlm.errors import UserError
 from vlm.gguf_text import prepare
@@ -84,6 +85,7 @@ def build_demo() -> gr.Blocks:
                 patches = overlay.component()
                 problem = gr.HTML(elem_id="notice")
                 panel = gr.HTML(studio.answers.comparison(None, None, ""), apply_default_css=False, elem_id="answers")
+        tools = lab.build()
         with gr.Accordion("What am I looking at?", open=False):
             gr.Markdown(ABOUT)
 
@@ -109,6 +111,31 @@ def build_demo() -> gr.Blocks:
         def leave(request: gr.Request):
             studio.TURNS.end(request.session_hash)
 
+        def read(*values):
+            with lab.told(tools.notice) as said:
+                said.update(lab.read(tools, *values))
+            return said
+
+        def choose(event: gr.EventData):
+            with lab.told(tools.notice) as said:
+                key, chosen = workbench.chosen(event._data)
+                said.update({method: key} | ({} if chosen is None else {lam: chosen}))
+            return said
+
+        def pick(asked, percent, event: gr.EventData):
+            with lab.told(tools.notice) as said:
+                token = workbench.picked(event._data)
+                said[tools.reason] = workbench.reason(asked, percent, token).payload
+                said[tools.picked] = (asked.model, asked.image, token)
+            return said
+
+        def measure(asked, percent, methods):
+            with lab.told(tools.notice) as said:
+                found = workbench.divergences(asked, percent, methods)
+                said.update({tools.divergence: found.figure, tools.divergence_title: headline(found.title)})
+                said[tools.notice] = studio.notice(found.note)
+            return said
+
         def options(key):
             chosen = METHODS[key]
             return gr.update(interactive=chosen.takes_lambda), gr.update(interactive=chosen.takes_scorer)
@@ -126,6 +153,30 @@ def build_demo() -> gr.Blocks:
         suggestions.load_input_event.then(show, [*controls, percent], outputs, **free)
         gr.on([percent.release, tokens.submit], cut, [asked, percent], outputs, **free)
         stop.click(cancel, **quick)
+
+        # The tools read what the page shows, only while they are open; see viz/lab.py.
+        calm = {"concurrency_limit": 1, "concurrency_id": "lab", "show_progress": "hidden", "api_visibility": "private"}
+        look = {
+            "fn": read,
+            "inputs": [asked, percent, *tools.inputs],
+            "outputs": tools.outputs,
+            "trigger_mode": "always_last",
+            **calm,
+        }
+        chosen = [tools.axis.change, tools.first.change, tools.second.change, tools.methods.change]
+        gr.on([asked.change, percent.release, tokens.submit, *chosen], **look)
+        tools.accordion.expand(lambda: True, outputs=tools.is_open, **quick).then(**look)
+        tools.accordion.collapse(lambda: False, outputs=tools.is_open, **quick)
+        for key, tab in tools.tabs.items():
+            tab.select(lambda key=key: key, outputs=tools.tab, **quick).then(**look)
+        point = tools.points.choose(choose, outputs=[tools.notice, method, lam], **calm)
+        point.then(show, [*controls, percent], outputs, **free)
+        tools.reason.pick(pick, [asked, percent], [tools.notice, tools.reason, tools.picked], **calm)
+        # Another picture, question or method: what was measured is of the one before.
+        asked.change(None, outputs=[tools.divergence_title, tools.divergence], js="() => ['', null]", api_visibility="private")
+        tools.measure.click(
+            measure, [asked, percent, tools.methods], [tools.notice, tools.divergence_title, tools.divergence], **calm
+        )
         demo.unload(leave)
     return demo
 

@@ -3,6 +3,7 @@ const STOPS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 
 const DIM = 'rgba(12,14,20,0.80)';
 const ACCENT = '#ff8a1f';
 let data = null, picture = null, similarity = null, view = 'kept', percent = 75, hovered = -1;
+let listeners = [], told = '';
 
 const $ = (selector) => element.querySelector(selector);
 
@@ -69,6 +70,13 @@ function draw() {
   $('.tl-share').textContent = `${pruned}% pruned`;
   element.dataset.kept = k;
   canvas.setAttribute('aria-label', `${k} of ${data.n} image patches kept, ${pruned}% pruned, by ${data.method}`);
+  if (told !== `${data.id} ${k}`) { told = `${data.id} ${k}`; tell('cut', { id: data.id, n: data.n, kept: k }); }
+}
+
+// Other tools follow the cut and the pointed-at patch; one whose element has left the page is forgotten.
+function tell(what, news) {
+  listeners = listeners.filter((listener) => listener.owner.isConnected);
+  for (const listener of listeners) if (listener.what === what) listener.call(news);
 }
 
 function nearestKept(i, k) {
@@ -111,6 +119,7 @@ function hover(i) {
   hovered = i;
   if (i < 0 && $('.tl-tip')) $('.tl-tip').style.display = 'none';
   draw();
+  tell('hover', i);
 }
 
 function at(event) {
@@ -170,5 +179,12 @@ window.trimlens = {
     draw();
     return percent;
   },
+  // onCut gets {id, n, kept} now and after every cut; onHover the patch pointed at, -1 for none.
+  onCut(call, owner) {
+    listeners.push({ what: 'cut', call, owner });
+    if (data) call({ id: data.id, n: data.n, kept: keptCount() });
+  },
+  onHover(call, owner) { listeners.push({ what: 'hover', call, owner }); },
+  highlight(i) { if (data && i < data.n) hover(i); },
 };
 load();

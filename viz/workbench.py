@@ -1,0 +1,209 @@
+"""What the reading tools do, as plain functions: from the picture in use to payloads and figures. Nothing here runs by itself."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+
+from pruning.kernels import unit_rows
+from pruning.registry import METHODS, Method
+from pruning.tokens import Ranking, keep_count
+from pruning.tradeoff import Sweep, sweep
+from viz import compare, features, reasons, studio, tradeoff
+from viz.studio import Ask
+from viz.style import name_of
+from vlm import questions
+from vlm.errors import UserError
+from vlm.images import open_image
+from vlm.model import Answer, Encoded, Vlm, last
+from vlm.open import open_vlm
+
+SWEEPS, FULL = studio.Results(64), studio.Results(32)
+DEFAULT_METHODS = tuple(studio.PRUNERS)[:6]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """The picture in use, as ranked: ``k`` of its patches are kept."""
+
+    ask: Ask
+    vlm: Vlm
+    image: Encoded
+    question: str
+    method: Method
+    ranking: Ranking
+    k: int
+
+
+class Reading(NamedTuple):
+    """A payload for the browser, a figure with its title, and what else there is to say."""
+
+    payload: dict | None = None
+    figure: go.Figure | None = None
+    title: str = ""
+    note: str = ""
+
+
+def scene(ask: Ask | None, percent: float) -> Scene:
+    """Ranks the picture again; that takes milliseconds, the vision tower's output is kept.
+
+    Raises:
+        UserError: there is no picture yet, or it cannot be used.
+    """
+    if ask is None:
+        raise UserError("Please choose or upload a picture first.")
+    question, vlm = questions.clean(ask.question), open_vlm(ask.model)
+    image, method = vlm.encode(open_image(ask.image)), studio.method_of(ask)
+    ranking = vlm.rank(image, question, method)
+    share = min(max(float(percent or 0) / 100, 0.0), 0.999)
+    return Scene(ask, vlm, image, question, method, ranking, keep_count(len(ranking.order), share))
+
+
+def swept(of: Scene) -> Sweep:
+    """The sweep of the scene's importance at its budget; lambda does not enter it, so it is computed once for all of them."""
+    key = (of.ask.model, of.image.key, of.question, of.method.scorer, of.k)
+    known = SWEEPS.get(key)
+    if known is None:
+        known = sweep(of.image.features.float(), of.ranking.importance, of.k)
+        SWEEPS.put(key, known)
+    return known
+
+
+def trade_off(ask: Ask | None, percent: float, axis: str) -> Reading:
+    """The trade-off figure, and the map of the method in use."""
+    of = scene(ask, percent)
+    found = swept(of)
+    current = tradeoff.nearest(found, of.method.key, ask.lam if of.method.takes_lambda else None)
+    resting = current or tradeoff.nearest(found, "idpruner", ask.lam)
+    payload = tradeoff.payload(of.image.picture, of.image.grid, resting)
+    return Reading(payload, tradeoff.figure(found, axis, current), tradeoff.headline(found, axis))
+
+
+def feature_space(ask: Ask | None, percent: float) -> Reading:
+    """Every patch in feature space."""
+    of = scene(ask, percent)
+    return Reading(features.payload(of.image.picture, of.image.features, of.image.grid, of.ranking))
+
+
+def rankings(of: Scene, keys: list[str]) -> tuple[dict[str, Ranking], str]:
+    """The scene's picture ranked by every method; and what is to be said about those that cannot."""
+    found, failed = {}, []
+    for key in keys:
+        try:
+            found[key] = of.vlm.rank(of.image, of.question, studio.method_of(replace(of.ask, method=key)))
+        except (UserError, ValueError) as error:
+            failed.append(f"{name_of(key)} is left out: {error}")
+    return found, " ".join(failed)
+
+
+def side_by_side(ask: Ask | None, percent: float, first: str, second: str, keys: list[str]) -> Reading:
+    """The map of two methods and the overlap matrix of all chosen ones."""
+    of = scene(ask, percent)
+    found, failed = rankings(of, list(dict.fromkeys([first, second, *keys])))
+    if first not in found or second not in found:
+        raise UserError(failed)
+    names = (name_of(first), name_of(second))
+    chosen = {key: found[key] for key in keys if key in found} or {key: found[key] for key in (first, second)}
+    payload = compare.payload(of.image.picture, of.image.grid, found[first], found[second], names)
+    return Reading(payload, compare.overlap_figure(chosen, of.k), compare.overlap_headline(chosen, of.k), failed)
+
+
+def reason(ask: Ask | None, percent: float, token: int | None) -> Reading:
+    """Why a patch was kept or dropped; the first patch that redundancy cost its place, where none is chosen.
+
+    Raises:
+        UserError: there is no such patch.
+    """
+    of = scene(ask, percent)
+    lam = reasons.lambda_of(of.method)
+    found, said = None, reasons.unexplained(of.method)
+    if lam is not None:
+        units = unit_rows(of.image.features)
+        cosine = units @ units.T
+        try:
+            found = reasons.explain(cosine, of.ranking, lam, of.k, first_loss(of.ranking, of.k) if token is None else token)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        said = reasons.words(found, lam, of.k, len(of.ranking.order), of.image.grid[1])
+    return Reading(reasons.payload(of.image.picture, of.image.grid, of.ranking, of.k, found) | {"words": said})
+
+
+def first_loss(ranking: Ranking, k: int) -> int:
+    """The most important patch that is dropped, or the last one of the order."""
+    dropped = ranking.order[k:]
+    return int(dropped[ranking.importance[dropped].argmax()]) if len(dropped) else int(ranking.order[-1])
+
+
+def picked(data: object) -> int:
+    """The patch that was clicked; what a browser sends is not trusted.
+
+    Raises:
+        UserError: it names none.
+    """
+    token = data.get("token") if isinstance(data, dict) else None
+    if not isinstance(token, int) or isinstance(token, bool):
+        raise UserError("Click a patch of the picture.")
+    return token
+
+
+def chosen(data: object) -> tuple[str, float | None]:
+    """The method and lambda of a point that was clicked; what a browser sends is not trusted.
+
+    Raises:
+        UserError: the page has no such method.
+    """
+    key, lam = (data.get("method"), data.get("lam")) if isinstance(data, dict) else (None, None)
+    if not isinstance(key, str) or key not in studio.PRUNERS:
+        known = {"hybrid": "The naive hybrid", "dpp": "DPP"}.get(str(key), "This point")
+        raise UserError(f"{known} is drawn for comparison; the page cannot answer with it. Click a point of MMR, for one.")
+    if not METHODS[key].takes_lambda:
+        return key, None
+    if not isinstance(lam, int | float) or not math.isfinite(lam) or not 0 <= lam <= 1:
+        raise UserError("Lambda lies between 0 and 1.")
+    return key, float(lam)
+
+
+@torch.inference_mode()
+def forced_logits(vlm: Vlm, image: Encoded, question: str, keep: np.ndarray | None, token_ids: list[int]) -> torch.Tensor:
+    """Logits float32 [T, V] for each of ``token_ids`` given the ones before it: teacher forcing in one forward pass.
+
+    keep: int64 [K] in raster order, None for all. Positions go on as in :mod:`vlm.decode`.
+    """
+    prompt = vlm.prompt([image], question, [keep])
+    given = torch.tensor([token_ids[:-1]], device=prompt.input_ids.device, dtype=prompt.input_ids.dtype)
+    ahead = torch.arange(1, given.shape[1] + 1, device=given.device)
+    arguments = prompt.kwargs() | {
+        "input_ids": torch.cat([prompt.input_ids, given], 1),
+        "position_ids": torch.cat([prompt.position_ids, prompt.position_ids[..., -1:] + ahead], -1),
+        "attention_mask": None,
+    }
+    with vlm.lock:
+        return vlm.model(**arguments, use_cache=False, logits_to_keep=len(token_ids)).logits[0].float()
+
+
+def _full_answer(of: Scene) -> Answer:
+    key = (of.ask.model, of.image.key, of.question)
+    known = FULL.get(key)
+    if known is None:
+        known = last(of.vlm.answer([of.image], of.question, max_new_tokens=studio.MAX_NEW_TOKENS))
+        FULL.put(key, known)
+    return known
+
+
+def divergences(ask: Ask | None, percent: float, keys: list[str]) -> Reading:
+    """KL of every token of the full answer, under each chosen method; one forward pass a method."""
+    of = scene(ask, percent)
+    found, failed = rankings(of, keys or [of.ask.method])
+    if not found:
+        raise UserError(failed)
+    answer = _full_answer(of)
+    full = forced_logits(of.vlm, of.image, of.question, None, answer.token_ids)
+    apart = {
+        key: compare.divergence(full, forced_logits(of.vlm, of.image, of.question, ranking.keep(of.k), answer.token_ids))
+        for key, ranking in found.items()
+    }
+    title = compare.divergence_headline(apart, of.k, len(of.ranking.order))
+    return Reading(None, compare.divergence_figure(apart, answer.pieces), title, failed)
