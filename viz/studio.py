@@ -85,7 +85,7 @@ def _prepare(ask: Ask, prune: float) -> tuple[Vlm, Encoded, Ranking, Method]:
     return vlm, image, ranking, method
 
 
-def _share(percent: float | None) -> float:
+def share_of(percent: float | None) -> float:
     """The slider's percentage as the fraction that is pruned."""
     return min(max(float(percent or 0) / 100, 0.0), 0.999)
 
@@ -131,7 +131,7 @@ def look(ask: Ask, percent: float) -> dict:
     Raises:
         UserError: the picture, the question or the model cannot be used.
     """
-    vlm, image, ranking, method = _prepare(ask, _share(percent))
+    vlm, image, ranking, method = _prepare(ask, share_of(percent))
     title = method.label + (f", lambda {ask.lam:g}" if method.takes_lambda else "")
     if ranking.budget:
         title += f"; made for {ranking.budget} patches: let go of the slider to redraw"
@@ -147,7 +147,7 @@ def compare(ask: Ask, percent: float) -> Iterator[str]:
     Raises:
         UserError: as :func:`look`.
     """
-    prune = _share(percent)
+    prune = share_of(percent)
     vlm, image, ranking, method = _prepare(ask, prune)
     question = questions.clean(ask.question)
     base = (ask.model, image.key, question)

@@ -1,28 +1,28 @@
 """What the reading tools do, as plain functions: from the picture in use to payloads and figures. Nothing here runs by itself."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
 import plotly.graph_objects as go
 import torch
 
 from pruning.kernels import unit_rows
 from pruning.registry import METHODS, Method
-from pruning.tokens import Ranking, keep_count
+from pruning.tokens import IMAGE, Ranking, keep_count
 from pruning.tradeoff import Sweep, sweep
 from viz import compare, features, reasons, studio, tradeoff
 from viz.studio import Ask
 from viz.style import name_of
-from vlm import questions
+from vlm import inside, questions
 from vlm.errors import UserError
 from vlm.images import open_image
 from vlm.model import Answer, Encoded, Vlm, last
 from vlm.open import open_vlm
 
 SWEEPS, FULL = studio.Results(64), studio.Results(32)
-DEFAULT_METHODS = tuple(studio.PRUNERS)[:6]
+DEFAULT_METHODS = ("idpruner", "topk", "divprune", "cdpruner", "scope", "visionzip")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +57,8 @@ def scene(ask: Ask | None, percent: float) -> Scene:
         raise UserError("Please choose or upload a picture first.")
     question, vlm = questions.clean(ask.question), open_vlm(ask.model)
     image, method = vlm.encode(open_image(ask.image)), studio.method_of(ask)
-    ranking = vlm.rank(image, question, method)
-    share = min(max(float(percent or 0) / 100, 0.0), 0.999)
-    return Scene(ask, vlm, image, question, method, ranking, keep_count(len(ranking.order), share))
+    k = keep_count(len(image.features), studio.share_of(percent))
+    return Scene(ask, vlm, image, question, method, vlm.rank(image, question, method, k), k)
 
 
 def swept(of: Scene) -> Sweep:
@@ -93,7 +92,7 @@ def rankings(of: Scene, keys: list[str]) -> tuple[dict[str, Ranking], str]:
     found, failed = {}, []
     for key in keys:
         try:
-            found[key] = of.vlm.rank(of.image, of.question, studio.method_of(replace(of.ask, method=key)))
+            found[key] = of.vlm.rank(of.image, of.question, studio.method_of(replace(of.ask, method=key)), of.k)
         except (UserError, ValueError) as error:
             failed.append(f"{name_of(key)} is left out: {error}")
     return found, " ".join(failed)
@@ -167,12 +166,17 @@ def chosen(data: object) -> tuple[str, float | None]:
 
 
 @torch.inference_mode()
-def forced_logits(vlm: Vlm, image: Encoded, question: str, keep: np.ndarray | None, token_ids: list[int]) -> torch.Tensor:
+def forced_logits(
+    vlm: Vlm, image: Encoded, question: str, token_ids: list[int], ranking: Ranking | None = None, k: int = 0
+) -> torch.Tensor:
     """Logits float32 [T, V] for each of ``token_ids`` given the ones before it: teacher forcing in one forward pass.
 
-    keep: int64 [K] in raster order, None for all. Positions go on as in :mod:`vlm.decode`.
+    ranking: of which the first ``k`` are kept; None keeps all. Positions go on as in :mod:`vlm.decode`.
     """
-    prompt = vlm.prompt([image], question, [keep])
+    if ranking is not None and ranking.after == IMAGE:
+        image, ranking = vlm.smaller(image, k), None
+    keep = None if ranking is None else ranking.keep(k)
+    prompt = vlm.prompt([image], question, [keep], None if ranking is None else [ranking])
     given = torch.tensor([token_ids[:-1]], device=prompt.input_ids.device, dtype=prompt.input_ids.dtype)
     ahead = torch.arange(1, given.shape[1] + 1, device=given.device)
     arguments = prompt.kwargs() | {
@@ -180,7 +184,12 @@ def forced_logits(vlm: Vlm, image: Encoded, question: str, keep: np.ndarray | No
         "position_ids": torch.cat([prompt.position_ids, prompt.position_ids[..., -1:] + ahead], -1),
         "attention_mask": None,
     }
-    with vlm.lock:
+    cut = nullcontext()
+    if prompt.cut is not None:
+        length = prompt.cut.length
+        stays = torch.cat([prompt.cut.stays, length + ahead - 1])
+        cut = inside.cutting(vlm.model, inside.Cut(prompt.cut.after, stays, length + len(ahead)))
+    with vlm.lock, cut:
         return vlm.model(**arguments, use_cache=False, logits_to_keep=len(token_ids)).logits[0].float()
 
 
@@ -200,9 +209,9 @@ def divergences(ask: Ask | None, percent: float, keys: list[str]) -> Reading:
     if not found:
         raise UserError(failed)
     answer = _full_answer(of)
-    full = forced_logits(of.vlm, of.image, of.question, None, answer.token_ids)
+    full = forced_logits(of.vlm, of.image, of.question, answer.token_ids)
     apart = {
-        key: compare.divergence(full, forced_logits(of.vlm, of.image, of.question, ranking.keep(of.k), answer.token_ids))
+        key: compare.divergence(full, forced_logits(of.vlm, of.image, of.question, answer.token_ids, ranking, of.k))
         for key, ranking in found.items()
     }
     title = compare.divergence_headline(apart, of.k, len(of.ranking.order))

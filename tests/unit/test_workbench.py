@@ -14,7 +14,7 @@ from pruning.kernels import unit_rows
 from pruning.registry import METHODS, get_method
 from pruning.tokens import VisualTokens
 from pruning.tradeoff import AXES, sweep
-from tests.unit.tiny import noise, random_keep, tiny_model, tiny_vlm
+from tests.unit.tiny import noise, tiny_model, tiny_vlm
 from viz import compare, features, lab, reasons, studio, tradeoff, workbench
 from vlm.errors import UserError
 from vlm.model import last
@@ -153,18 +153,18 @@ def test_divergence_equals_torch_and_finds_the_first_other_choice():
         compare.divergence(full, pruned[:5])
 
 
-@pytest.mark.parametrize("pruned", [False, True])
-def test_teacher_forcing_gives_the_probabilities_of_decoding(vlm, pruned):
+@pytest.mark.parametrize("method", [None, "random", "visionzip", "fastv", "down-sampling"])
+def test_teacher_forcing_gives_the_probabilities_of_decoding(vlm, method):
     image = vlm.encode(noise(3))
-    ranking = vlm.rank(image, "What?", get_method("random"))
-    answer = last(vlm.answer([image], "What?", [ranking] if pruned else None, 0.5 if pruned else 0.0, 8))
-    keep = ranking.keep(len(image.features) // 2) if pruned else None
-    logits = workbench.forced_logits(vlm, image, "What?", keep, answer.token_ids)
+    half = len(image.features) // 2
+    ranking = vlm.rank(image, "What?", get_method(method), half) if method else None
+    answer = last(vlm.answer([image], "What?", [ranking] if ranking else None, 0.5 if ranking else 0.0, 8))
+    logits = workbench.forced_logits(vlm, image, "What?", answer.token_ids, ranking, half)
     forced = logits.log_softmax(-1)[range(len(answer.token_ids)), answer.token_ids]
     worst = float((forced - torch.tensor(answer.logprobs)).abs().max())
     assert worst < 1e-4, f"largest difference {worst}"
     assert logits.argmax(-1).tolist() == answer.token_ids
-    other = workbench.forced_logits(vlm, image, "What?", random_keep(1, image, 9), answer.token_ids)
+    other = workbench.forced_logits(vlm, image, "What?", answer.token_ids, vlm.rank(image, "What?", get_method("uniform")), 9)
     assert compare.divergence(logits, other).kl.max() > 1e-4
 
 
