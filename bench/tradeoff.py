@@ -156,7 +156,7 @@ def curves(vlm: Vlm, paths: list[str], shares: list[float], steps: int) -> dict:
             # A sweep's points come in the same order for every picture.
             values = mean_measures([one.points[index].measures for one in found])
             points.append({"method": point.method, "lam": point.lam} | rounded(values))
-        inner = [matched(one.of("hybrid")[1:-1], one.of("idpruner")) for one in found]
+        inner = [matched(one.of("topk-farthest")[1:-1], one.of("idpruner")) for one in found]
         down = [falls([p.measures.hopkins for p in one.of("idpruner")]) for one in found]
         record["prune"][str(share)] = {
             "points": points,

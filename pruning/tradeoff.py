@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pruning.kernels import mmr_order, unit_rows
+from pruning.kernels import dpp_order, mmr_order, unit_rows
+from pruning.selectors.topk_farthest import pool_of
 
 STEPS = 21
 SEEDS = 5
@@ -180,34 +181,8 @@ def hybrid_order(units: np.ndarray, importance: np.ndarray, lam: float, k: int) 
     units: float32 [N, D]; importance: float32 [N]. lam sets how many enter the second stage, from all N (0: diversity alone)
     down to k (1: importance alone).
     """
-    n = len(units)
-    pool = np.argsort(-importance, kind="stable")[: round(k + (1.0 - lam) * (n - k))]
+    pool = pool_of(importance, lam, k)
     return pool[mmr_order(np.ascontiguousarray(units[pool]), importance[pool], 0.0, k)]
-
-
-def dpp_order(units: np.ndarray, quality: np.ndarray, k: int) -> np.ndarray:
-    """Exact greedy MAP of the determinantal point process with L = q_i cos(i, j) q_j, int64 [k].
-
-    Chen, Zhang and Zhou 2018 (NeurIPS), as CDPruner (arXiv 2506.10967) uses it: O(N k^2). units: float32 [N, D]; quality:
-    float32 [N] >= 0. Once no token adds volume (more picks than the rank of L) the rest follows by quality.
-    """
-    kernel_rows = units.astype(np.float64) * quality[:, None].astype(np.float64)
-    gain = np.einsum("nd,nd->n", kernel_rows, kernel_rows)
-    floor = 1e-10 * gain.max()
-    factor = np.zeros((k, len(units)))
-    order: list[int] = []
-    while len(order) < k:
-        best = int(np.argmax(gain))
-        if gain[best] <= floor:
-            break
-        step = len(order)
-        row = kernel_rows @ kernel_rows[best] - factor[:step, best] @ factor[:step]
-        factor[step] = row / np.sqrt(gain[best])
-        gain = gain - factor[step] ** 2
-        order.append(best)
-        gain[order] = -np.inf
-    rest = [i for i in np.argsort(-quality, kind="stable") if i not in set(order)]
-    return np.array([*order, *rest[: k - len(order)]], dtype=np.int64)
 
 
 def sweep(features: torch.Tensor, importance: np.ndarray, k: int, steps: int = STEPS, seeds: int = SEEDS) -> Sweep:
@@ -227,7 +202,7 @@ def sweep(features: torch.Tensor, importance: np.ndarray, k: int, steps: int = S
     ]
     for lam in lambdas(steps).tolist():
         sets.append(("idpruner", lam, mmr_order(units, importance, lam, k)))
-        sets.append(("hybrid", lam, hybrid_order(units, importance, lam, k)))
+        sets.append(("topk-farthest", lam, hybrid_order(units, importance, lam, k)))
     points = tuple(Point(name, lam, np.sort(order), measure(shared, np.sort(order))) for name, lam, order in sets)
     return Sweep(n, k, points)
 

@@ -16,14 +16,14 @@ COLORS = {
     "topk": "#3b82f6",
     "farthest": "#22a06b",
     "dpp": "#c06bd6",
-    "hybrid": "#e8579a",
+    "topk-farthest": "#e8579a",
     "random": "#7c8aa5",
     "uniform": "#a07a4f",
     "idpruner": ACCENT,
 }
 SPARE = ("#0891b2", "#b45309", "#7c3aed", "#65a30d", "#be123c", "#0f766e")
 # Methods of the trade-off that need not be in the registry.
-LABELS = {"hybrid": "Naive hybrid", "dpp": "DPP", "idpruner": "MMR (IDPruner)"}
+LABELS = {"topk-farthest": "Naive hybrid", "dpp": "DPP", "idpruner": "MMR (IDPruner)"}
 
 
 def name_of(key: str) -> str:

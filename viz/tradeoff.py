@@ -19,7 +19,7 @@ AXIS_TITLES = {
     "mean_distance": "Mean distance of kept neighbours",
     "min_distance": "Least distance of kept neighbours",
 }
-SYMBOLS = {"topk": "square", "farthest": "triangle-up", "dpp": "star", "random": "x", "hybrid": "diamond"}
+SYMBOLS = {"topk": "square", "farthest": "triangle-up", "dpp": "star", "random": "x", "topk-farthest": "diamond"}
 NOTE = (
     "Every point is a set of patches that a method keeps: point at one and see them; click one, and the page uses it. Better is up "
     "(more of the importance is kept) and left (what is kept is more diverse). Bars are the standard deviation over draws of the "
@@ -61,7 +61,7 @@ def caption(point: Point) -> str:
 
 def headline(sweep: Sweep, axis: str) -> str:
     """What the figure shows, counted: how MMR fares against the hybrid, and whether lambda orders the axis."""
-    mmr, hybrid = sweep.of("idpruner"), sweep.of("hybrid")
+    mmr, hybrid = sweep.of("idpruner"), sweep.of("topk-farthest")
     # Both ends of the hybrid are MMR's own ends, so they say nothing.
     inner = hybrid[1:-1]
     won = int(matched(inner, mmr, axis).sum())
@@ -84,9 +84,9 @@ def figure(sweep: Sweep, axis: str, current: Point | None) -> go.Figure:
         raise ValueError(f"Unknown axis '{axis}'. Known: {', '.join(AXES)}.")
     x_title = AXIS_TITLES[axis] + "<br>(left is more diverse)"
     fig = style.figure(500, x_title, "Importance retained, I", above=62)
-    color = style.COLORS["hybrid"]
+    color = style.COLORS["topk-farthest"]
     look = {"marker": {"size": 7, "color": color, "symbol": "diamond"}, "line": {"color": color, "width": 1, "dash": "dot"}}
-    fig.add_trace(_trace(sweep.of("hybrid"), axis, style.name_of("hybrid"), mode="lines+markers", **look))
+    fig.add_trace(_trace(sweep.of("topk-farthest"), axis, style.name_of("topk-farthest"), mode="lines+markers", **look))
     fig.add_trace(_mmr(sweep.of("idpruner"), axis))
     for method in ("topk", "farthest", "dpp", "random"):
         marker = {"color": style.COLORS[method], "symbol": SYMBOLS[method], "size": 13, "line": {"color": "#fff", "width": 1}}

@@ -156,7 +156,7 @@ def chosen(data: object) -> tuple[str, float | None]:
     """
     key, lam = (data.get("method"), data.get("lam")) if isinstance(data, dict) else (None, None)
     if not isinstance(key, str) or key not in studio.PRUNERS:
-        known = {"hybrid": "The naive hybrid", "dpp": "DPP"}.get(str(key), "This point")
+        known = "DPP" if key == "dpp" else "This point"
         raise UserError(f"{known} is drawn for comparison; the page cannot answer with it. Click a point of MMR, for one.")
     if not METHODS[key].takes_lambda:
         return key, None

@@ -27,6 +27,10 @@ class TopKFarthest(Selector):
             raise ValueError(f"lambda must lie between 0 (diversity only) and 1 (importance only), got {self.lam}.")
 
     def select(self, tokens: VisualTokens, importance: np.ndarray, k: int) -> np.ndarray:
-        size = k + round((1.0 - self.lam) * (len(importance) - k))
-        pool = np.sort(best_first(importance)[:size])
+        pool = pool_of(importance, self.lam, k)
         return completed(pool[mmr_order_of(tokens.features[pool], importance[pool], 0.0, k)], importance)
+
+
+def pool_of(importance: np.ndarray, lam: float, k: int) -> np.ndarray:
+    """int64, ascending: the most important tokens, all N at ``lam`` 0 and ``k`` of them at 1."""
+    return np.sort(best_first(importance)[: k + round((1.0 - lam) * (len(importance) - k))])

@@ -14,7 +14,6 @@ from pruning.tradeoff import (
     AXES,
     Measures,
     Point,
-    dpp_order,
     falls,
     hybrid_order,
     lambdas,
@@ -116,7 +115,7 @@ def test_every_sweep_keeps_its_promises(n, share, seed, alike):
         assert m.coverage <= 1 + 1e-6 and 0 <= m.min_distance <= m.mean_distance + 1e-6
         if k == n:
             assert m.retention == pytest.approx(1.0) and m.hopkins == (0.5 if alike else 0.0)
-    mmr, hybrid = found.of("idpruner"), found.of("hybrid")
+    mmr, hybrid = found.of("idpruner"), found.of("topk-farthest")
     assert mmr[-1].kept.tolist() == found.of("topk")[0].kept.tolist() == hybrid[-1].kept.tolist()
     assert mmr[0].kept.tolist() == found.of("farthest")[0].kept.tolist()
 
@@ -127,23 +126,6 @@ def test_farthest_point_spreads_more_evenly_than_importance():
     far, top = found.of("farthest")[0].measures, found.of("topk")[0].measures
     assert far.hopkins < top.hopkins and far.coverage > top.coverage and far.min_distance > top.min_distance
     assert far.retention < top.retention
-
-
-def test_dpp_is_the_greedy_maximum_of_the_determinant():
-    x, importance = tokens(14, 10)
-    units, quality = unit_rows(x).astype(np.float64), importance.astype(np.float64) + 0.1
-    kernel = quality[:, None] * (units @ units.T) * quality[None]
-    literal: list[int] = []
-    for _ in range(6):
-        volumes = {i: np.linalg.det(kernel[np.ix_([*literal, i], [*literal, i])]) for i in range(14) if i not in literal}
-        literal.append(max(volumes, key=volumes.get))
-    assert dpp_order(unit_rows(x), quality.astype(np.float32), 6).tolist() == literal
-
-
-def test_dpp_goes_on_by_quality_where_no_volume_is_left():
-    x, quality = tokens(6, 4)[0][:1].repeat(6, 1), np.array([0.1, 0.9, 0.5, 0.0, 0.7, 0.3], np.float32)
-    assert dpp_order(unit_rows(x), quality, 6).tolist() == [1, 4, 2, 5, 0, 3]
-    assert dpp_order(unit_rows(x), np.zeros(6, np.float32), 3).tolist() == [0, 1, 2]
 
 
 def test_hybrid_stays_inside_its_pool():

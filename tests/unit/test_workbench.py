@@ -211,7 +211,7 @@ def test_bad_wishes_give_a_sentence(ask):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"method": "hybrid", "lam": 0.5}, "naive hybrid is drawn"),
+        ({"method": "dpp", "lam": 0.5}, "DPP is drawn"),
         ({"method": "none"}, "drawn for comparison"),
         ({}, "drawn for comparison"),
         (None, "drawn for comparison"),
