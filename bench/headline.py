@@ -1,18 +1,22 @@
 """``python -m bench.headline --method idpruner --prune 0.75 0.9``: how much of the unpruned accuracy pruning keeps, on nine tasks.
 
-As in the paper: for every task pruned / unpruned, then the unweighted mean over tasks. Beside the method stand its baselines.
-Intervals are bootstraps over questions, the same questions for every method. Restartable: answers are kept in runs/headline.
-Ends with one JSON line.
+As in the paper: for every task pruned / unpruned, then the unweighted mean over tasks. Beside the method stand its baselines, or
+what ``--methods`` names ("all": every one there is). Intervals are bootstraps over questions, the same questions for every method.
+``--cost`` adds the time up to the first token and the memory at its peak. Restartable: answers are kept in runs/headline.
+Ends with one JSON line, which ``--out`` writes to a file, too.
 """
 
 import argparse
 import hashlib
 import json
+import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from bench.cost import costs
 from bench.suite.evaluate import Setting, run
 from bench.suite.tasks import NINE, SEED, TASKS, items
 from pruning.registry import METHODS
@@ -24,6 +28,7 @@ from vlm.open import open_vlm
 LAMBDA = 0.5
 RANDOM_SEEDS = 5
 BOOTSTRAPS = 1000
+COST_PICTURES = 8
 BASELINES = ("topk", "mmr training-free", "farthest", "random", "uniform", "down-sampling")
 
 
@@ -86,12 +91,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--method", default="idpruner")
     parser.add_argument("--prune", type=float, nargs="+", default=[0.75, 0.9])
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="what stands beside it, or all")
     parser.add_argument("--limit", type=int, default=500, help="questions a task")
+    parser.add_argument("--cost", action="store_true", help="time and memory, too; on an idle machine")
+    parser.add_argument("--out", type=Path, help="where the JSON line is also written")
     parser.add_argument("--unpruned-only", action="store_true", help="accuracy with the picture and with a blank one, no pruning")
     arguments = parser.parse_args(argv)
     vlm = open_vlm(NAME)
     tasks = list(TASKS) if arguments.unpruned_only else list(NINE)
-    names = [] if arguments.unpruned_only else [arguments.method, *(b for b in BASELINES if b != arguments.method)]
+    names = [] if arguments.unpruned_only else columns(vlm, arguments.method, arguments.methods)
     full, blank, pruned = {}, {}, {(name, share): {} for name in names for share in arguments.prune}
     for task in tasks:
         wanted = {key: settings_of(*key, "trained" if vlm.scorer else None) for key in pruned}
@@ -109,8 +117,11 @@ def main(argv: list[str] | None = None) -> int:
         "unpruned": {task: round(100 * float(full[task].mean()), 2) for task in tasks},
         "unpruned_interval": {task: mean_interval(full[task]) for task in tasks},
         "mean": round(100 * float(np.mean([full[task].mean() for task in NINE])), 2),
+        "seed": SEED,
+        "commit": commit(),
         "kept": {},
         "interval": {},
+        "pruned": {},
         "ahead": {},
     }
     if arguments.unpruned_only:
@@ -119,14 +130,52 @@ def main(argv: list[str] | None = None) -> int:
         values = pruned[name, share]
         record["kept"].setdefault(name, {})[str(share)] = round(100 * kept(full, values), 2)
         record["interval"].setdefault(name, {})[str(share)] = interval(full, values)
+        by_task = {task: round(100 * float(values[task].mean()), 2) for task in tasks}
+        record["pruned"].setdefault(name, {})[str(share)] = by_task
         if name != arguments.method:
             ahead = interval(full, pruned[arguments.method, share], values)
             record["ahead"].setdefault(name, {})[str(share)] = ahead
         print(
             f"{name:18} {share:4.0%} pruned keeps {record['kept'][name][str(share)]:6.2f}%  {record['interval'][name][str(share)]}"
         )
+    if arguments.cost:
+        record["cost"] = cost_of(vlm, names, arguments.prune)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record))
     return 0
+
+
+def columns(vlm: Vlm, method: str, beside: list[str] | None) -> list[str]:
+    """The method and what stands beside it, each once; "all" leaves out what needs a trained scorer where there is none."""
+    if beside == ["all"]:
+        able = [key for key, of in METHODS.items() if key != "none" and (vlm.scorer or "weights" not in of.needs)]
+        beside = [*able, "mmr training-free"]
+    return list(dict.fromkeys([method, *(beside or BASELINES)]))
+
+
+def commit() -> str:
+    """The commit that measured, with a plus where the tree differs from it; empty where there is no git."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip()
+
+
+def cost_of(vlm: Vlm, names: list[str], shares: list[float]) -> dict:
+    """{method: {share: what :class:`bench.cost.Cost` holds}}, the unpruned model as "none"."""
+    asked = [(item.picture, item.question) for item in items("description", COST_PICTURES)]
+    scorer = "trained" if vlm.scorer else None
+    wanted = {(name, str(share)): settings_of(name, share, scorer)[0] for name in names for share in shares}
+    found = costs(vlm, asked, [Setting("none"), *dict.fromkeys(wanted.values())])
+    out = {"none": {"0": asdict(found[Setting("none")])}}
+    for (name, share), setting in wanted.items():
+        out.setdefault(name, {})[share] = asdict(found[setting])
+    return out
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 """The suite: its questions are fixed, held out and answerable; its scores follow the benchmarks' rules; its table adds up."""
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bench import headline
+from bench import cost, headline
 from bench.accuracy import HELD_OUT_SEED, answer
 from bench.suite import evaluate, scores, tasks
 from bench.suite.evaluate import Setting
 from pruning.registry import METHODS
+from tests.unit.tiny import noise, tiny_model, tiny_vlm
 from training import examples, train_lm, train_tower
 from vlm.images import smaller
 from vlm.open import open_vlm
@@ -109,3 +111,25 @@ def test_batched_answers_are_single_answers():
     for item in items:
         alone = [answer(vlm, item.picture, item.question, METHODS[key], 0.75) for key in ("none", "down-sampling")]
         assert sorted(item.said) == sorted(alone)
+
+
+def test_costs_of_settings_and_the_table_as_a_whole(monkeypatch, tmp_path, capsys):
+    vlm = tiny_vlm(tiny_model(0))
+    found = cost.costs(vlm, [(noise(1), "What?"), (noise(2), "Where?")], [Setting("none"), Setting("uniform", 0.9)])
+    for setting, one in found.items():
+        assert one.first_token > 0 and (one.peak is None or one.peak >= 0)
+        assert (one.selection > 0) == (setting.method != "none")
+    out = tmp_path / "folder" / "table.json"
+    monkeypatch.setattr(headline, "open_vlm", lambda name: vlm)
+    monkeypatch.setattr(headline, "RUNS", tmp_path)
+    monkeypatch.setattr(headline, "NINE", ("naming", "counting"))
+    monkeypatch.setattr(headline, "BOOTSTRAPS", 5)
+    monkeypatch.setattr(headline, "COST_PICTURES", 1)
+    monkeypatch.setattr(evaluate, "MAX_NEW_TOKENS", 2)
+    arguments = ["--methods", "uniform", "visionzip", "--prune", "0.9", "--limit", "2", "--cost", "--out", str(out)]
+    assert headline.main(arguments) == 0
+    record = json.loads(out.read_text())
+    assert record == json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record["n"] == 4 and set(record["kept"]) == {"idpruner", "uniform", "visionzip"}
+    assert set(record["cost"]) == {"none", *record["kept"]} and set(record["pruned"]["uniform"]["0.9"]) == {"naming", "counting"}
+    assert "visionselector" not in headline.columns(vlm, "idpruner", ["all"])

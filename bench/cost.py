@@ -1,0 +1,74 @@
+"""What a pruning method costs and saves up to the first token: time of its parts, and memory at its peak."""
+
+import ctypes
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from PIL import Image
+
+from bench.suite.evaluate import Setting
+from pruning.tokens import keep_count
+from vlm.model import Answer, Vlm
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Medians in milliseconds (first_token holds the vision tower, scoring, selection and prefill); peak: bytes, or None."""
+
+    scoring: float
+    selection: float
+    first_token: float
+    peak: int | None
+
+
+def first_token(vlm: Vlm, picture: Image.Image, question: str, setting: Setting) -> Answer:
+    """One cold question up to its first token."""
+    vlm.forget()
+    image = vlm.encode(picture)
+    if not setting.prune:
+        return next(vlm.answer([image], question))
+    ranking = vlm.rank(image, question, setting.configured(), keep_count(len(image.features), setting.prune))
+    return next(vlm.answer([image], question, [ranking], setting.prune))
+
+
+def costs(vlm: Vlm, asked: list[tuple[Image.Image, str]], settings: Iterable[Setting], warmup: int = 1) -> dict[Setting, Cost]:
+    """Of every setting, over the (picture, question) pairs; all settings take turns on each pair, the first rounds are dropped."""
+    runs: dict[Setting, list[tuple[Answer, int | None]]] = {setting: [] for setting in settings}
+    for turn, (picture, question) in enumerate(asked[:1] * warmup + asked):
+        for setting, done in runs.items():
+            run = peak(lambda p=picture, q=question, s=setting: first_token(vlm, p, q, s))
+            if turn >= warmup:
+                done.append(run)
+    return {setting: _cost(done) for setting, done in runs.items()}
+
+
+def _cost(runs: list[tuple[Answer, int | None]]) -> Cost:
+    times = [answer.timings for answer, _ in runs]
+    middle = {part: round(1e3 * median(getattr(t, part) for t in times), 3) for part in ("scoring", "selection", "first_token")}
+    peaks = [most for _, most in runs if most is not None]
+    return Cost(**middle, peak=round(median(peaks)) if peaks else None)
+
+
+def peak(run: Callable[[], Answer]) -> tuple[Answer, int | None]:
+    """The result, and the bytes in use at the peak beyond what was in use before; None where that cannot be told."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        return run(), torch.cuda.max_memory_allocated() - before
+    if not CLEAR.exists():
+        return run(), None
+    # Linux: what malloc only keeps goes back first, and the high-water mark is reset.
+    ctypes.CDLL(None).malloc_trim(0)
+    CLEAR.write_text("5")
+    before = _status("VmRSS")
+    return run(), _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    return 1024 * int(re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)[1])
