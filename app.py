@@ -10,7 +10,7 @@ import gradio as gr
 
 from pruning.registry import METHODS, SCORERS
 from pruning.scorers.trained import FILE
-from viz import overlay, studio
+from viz import kv_events, kv_tab, overlay, studio
 from vlm.embedded import MODEL_DIR, NAME
 from vlm.errors import UserError
 from vlm.gguf_text import prepare
@@ -46,7 +46,7 @@ def build_demo() -> gr.Blocks:
     """The page; nothing is loaded or launched here."""
     with gr.Blocks(title="TrimLens", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
         gr.Markdown(INTRO)
-        with gr.Row():
+        with gr.Tab("Trim tokens"), gr.Row():
             with gr.Column(scale=4, min_width=320):
                 image = gr.Image(
                     str(IMAGES / EXAMPLES[0][0]),
@@ -84,6 +84,8 @@ def build_demo() -> gr.Blocks:
                 patches = overlay.component()
                 problem = gr.HTML(elem_id="notice")
                 panel = gr.HTML(studio.answers.comparison(None, None, ""), apply_default_css=False, elem_id="answers")
+        with gr.Tab("Trim bits", elem_id="bits"):
+            bits = kv_tab.build()
         with gr.Accordion("What am I looking at?", open=False):
             gr.Markdown(ABOUT)
 
@@ -108,6 +110,7 @@ def build_demo() -> gr.Blocks:
 
         def leave(request: gr.Request):
             studio.TURNS.end(request.session_hash)
+            kv_events.leave(request.session_hash)
 
         def options(key):
             chosen = METHODS[key]
@@ -127,7 +130,41 @@ def build_demo() -> gr.Blocks:
         gr.on([percent.release, tokens.submit], cut, [asked, percent], outputs, **free)
         stop.click(cancel, **quick)
         demo.unload(leave)
+        wire_bits(bits, [*controls, percent])
     return demo
+
+
+def wire_bits(tab: kv_tab.Tab, asked: list) -> None:
+    """Events of the tab "Trim bits"; ``asked``: the first tab's controls and its slider."""
+    parts = [name for name in vars(tab) if name in kv_events.CHANGES]
+    outputs = [getattr(tab, name) for name in parts]
+    free = {"trigger_mode": "multiple", "concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+
+    def streamed(function):
+        def handler(request: gr.Request, *values):
+            for update in function(request.session_hash, *values):
+                yield [update.get(name, gr.skip()) for name in parts]
+
+        return handler
+
+    def generate(session, model, image, question, method, scorer, lam, percent, *settings):
+        ask = studio.Ask(model, image, question, method, scorer, lam)
+        return kv_events.generate(session, ask, percent, *settings)
+
+    def cancel(request: gr.Request, *texts):
+        return kv_events.cancel(request.session_hash, *texts)
+
+    sums = [tab.run, tab.which, tab.layer, tab.head, tab.step]
+    moved = [tab.which.change, tab.layer.release, tab.head.release, tab.step.release]
+    timing = [tab.geometry, tab.context, tab.spread, tab.modes, tab.error]
+    tab.go.click(streamed(generate), [*asked, *tab.settings], outputs, **free)
+    tab.explain.click(streamed(kv_events.explain), sums, outputs, **free)
+    gr.on(moved, streamed(kv_events.explain_again), sums, outputs, **free)
+    tab.measure.click(streamed(kv_events.measure), tab.run, outputs, **free)
+    # Two timings at once would time each other.
+    tab.time.click(streamed(kv_events.time_it), timing, outputs, **free | {"concurrency_limit": 1})
+    told = [getattr(tab, name) for name in kv_events.TOLD]
+    gr.on(tab.stops, cancel, told, told, queue=False, show_progress="hidden", api_visibility="private")
 
 
 def open_in_background() -> threading.Thread:
@@ -152,7 +189,7 @@ def main() -> None:
     build_demo().queue(max_size=32).launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         theme=gr.themes.Soft(),
-        css_paths=[HERE / "viz" / "answers.css"],
+        css_paths=[HERE / "viz" / "answers.css", HERE / "viz" / "kv.css"],
         max_file_size="30mb",
         footer_links=["gradio", "settings"],
     )
