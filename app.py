@@ -10,7 +10,7 @@ import gradio as gr
 
 from pruning.registry import METHODS, SCORERS
 from pruning.scorers.trained import FILE
-from viz import lab, overlay, studio, workbench
+from viz import kv_events, kv_tab, lab, overlay, studio, workbench
 from viz.style import headline
 from vlm.embedded import MODEL_DIR, NAME
 from vlm.errors import UserError
@@ -47,7 +47,7 @@ def build_demo() -> gr.Blocks:
     """The page; nothing is loaded or launched here."""
     with gr.Blocks(title="TrimLens", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
         gr.Markdown(INTRO)
-        with gr.Row():
+        with gr.Tab("Trim tokens") as trim_tokens, gr.Row():
             with gr.Column(scale=4, min_width=320):
                 image = gr.Image(
                     str(IMAGES / EXAMPLES[0][0]),
@@ -60,6 +60,7 @@ def build_demo() -> gr.Blocks:
                 # The path as it is: decoding, and every complaint about a file, is vlm.images'.
                 image.preprocess = lambda payload: payload.path if payload else None
                 question = gr.Textbox(EXAMPLES[0][1], label="Question", lines=1, max_lines=4, elem_id="question")
+                follow = gr.Checkbox(False, label="Follow up on the answer before", elem_id="follow")
                 asks = [[text] for text in SUGGESTIONS]
                 suggestions = gr.Examples(asks, [question], label="Suggestions", elem_id="suggestions")
                 gr.Examples(
@@ -70,9 +71,11 @@ def build_demo() -> gr.Blocks:
                     examples_per_page=len(EXAMPLES),
                     elem_id="examples",
                 )
-                methods = [(m.label, key) for key, m in studio.PRUNERS.items()]
-                method = gr.Dropdown(methods, value="idpruner", label="Pruning method", elem_id="method")
-                scorers = [(s.label, key) for key, s in SCORERS.items() if key != "trained" or (MODEL_DIR / FILE).exists()]
+                there = (MODEL_DIR / FILE).exists()
+                methods = [(m.label, key) for key, m in studio.PRUNERS.items() if there or "weights" not in m.needs]
+                about = studio.about("idpruner")
+                method = gr.Dropdown(methods, value="idpruner", label="Pruning method", info=about, elem_id="method")
+                scorers = [(s.label, key) for key, s in SCORERS.items() if there or key != "trained"]
                 scorer = gr.Dropdown(scorers, value=METHODS["idpruner"].scorer.key, label="Importance", elem_id="scorer")
                 lam = gr.Slider(0, 1, 0.5, step=0.05, label="Lambda: diversity (0) to importance (1)", elem_id="lambda")
                 model = gr.Dropdown(list(MODELS), value=NAME, label="Model", elem_id="model")
@@ -84,21 +87,26 @@ def build_demo() -> gr.Blocks:
                     stop = gr.Button("Cancel", scale=1, min_width=90, elem_id="stop")
                 patches = overlay.component()
                 problem = gr.HTML(elem_id="notice")
-                panel = gr.HTML(studio.answers.comparison(None, None, ""), apply_default_css=False, elem_id="answers")
-        tools = lab.build()
+                third = gr.Checkbox(False, label="A third answer: pruned, and with trimmed bits", elem_id="third")
+                panel = gr.HTML(studio.answers.comparison(None, None), apply_default_css=False, elem_id="answers")
+        with trim_tokens:
+            tools = lab.build()
+        with gr.Tab("Trim bits", elem_id="bits"):
+            bits = kv_tab.build()
         with gr.Accordion("What am I looking at?", open=False):
             gr.Markdown(ABOUT)
 
         controls = [model, image, question, method, scorer, lam]
         asked = gr.State()
 
-        def show(model, image, question, method, scorer, lam, share, request: gr.Request):
-            ask = studio.Ask(model, image, question, method, scorer, lam)
-            for shown in studio.show(ask, share, request.session_hash):
+        def show(model, image, question, method, scorer, lam, share, trimmed, follow, last, request: gr.Request):
+            before = studio.turns_before(last, follow, model, image, question)
+            ask = studio.Ask(model, image, question, method, scorer, lam, before)
+            for shown in studio.show(ask, share, request.session_hash, trimmed=trimmed):
                 yield parts(shown)
 
-        def cut(ask, share, request: gr.Request):
-            for shown in studio.show(ask, share, request.session_hash, with_overlay=False):
+        def cut(ask, share, trimmed, request: gr.Request):
+            for shown in studio.show(ask, share, request.session_hash, with_overlay=False, trimmed=trimmed):
                 yield parts(shown)
 
         def parts(shown):
@@ -110,35 +118,12 @@ def build_demo() -> gr.Blocks:
 
         def leave(request: gr.Request):
             studio.TURNS.end(request.session_hash)
-
-        def read(*values):
-            with lab.told(tools.notice) as said:
-                said.update(lab.read(tools, *values))
-            return said
-
-        def choose(event: gr.EventData):
-            with lab.told(tools.notice) as said:
-                key, chosen = workbench.chosen(event._data)
-                said.update({method: key} | ({} if chosen is None else {lam: chosen}))
-            return said
-
-        def pick(asked, percent, event: gr.EventData):
-            with lab.told(tools.notice) as said:
-                token = workbench.picked(event._data)
-                said[tools.reason] = workbench.reason(asked, percent, token).payload
-                said[tools.picked] = (asked.model, asked.image, token)
-            return said
-
-        def measure(asked, percent, methods):
-            with lab.told(tools.notice) as said:
-                found = workbench.divergences(asked, percent, methods)
-                said.update({tools.divergence: found.figure, tools.divergence_title: headline(found.title)})
-                said[tools.notice] = studio.notice(found.note)
-            return said
+            kv_events.leave(request.session_hash)
 
         def options(key):
             chosen = METHODS[key]
-            return gr.update(interactive=chosen.takes_lambda), gr.update(interactive=chosen.takes_scorer)
+            allowed = [gr.update(interactive=can) for can in (chosen.takes_lambda, chosen.takes_scorer)]
+            return gr.update(info=studio.about(key)), *allowed
 
         outputs = [patches, panel, asked, problem]
         # A newer run makes the older one stop (studio.Turns), so runs need not wait for each other in a queue.
@@ -147,38 +132,105 @@ def build_demo() -> gr.Blocks:
         percent.input(None, percent, tokens, js=CUT, api_visibility="private")
         tokens.input(None, tokens, percent, js=KEEP, api_visibility="private")
         patches.loaded(None, percent, tokens, js=CUT, api_visibility="private")
-        method.change(options, method, [lam, scorer], **quick)
+        method.change(options, method, [method, lam, scorer], **quick)
         changes = [image.change, question.submit, method.change, scorer.change, lam.release, model.change, go.click, demo.load]
-        gr.on(changes, show, [*controls, percent], outputs, **free)
-        suggestions.load_input_event.then(show, [*controls, percent], outputs, **free)
-        gr.on([percent.release, tokens.submit], cut, [asked, percent], outputs, **free)
+        run = {"fn": show, "inputs": [*controls, percent, third, follow, asked], "outputs": outputs, **free}
+        gr.on(changes, **run)
+        suggestions.load_input_event.then(**run)
+        gr.on([percent.release, tokens.submit, third.input], cut, [asked, percent, third], outputs, **free)
         stop.click(cancel, **quick)
-
-        # The tools read what the page shows, only while they are open; see viz/lab.py.
-        calm = {"concurrency_limit": 1, "concurrency_id": "lab", "show_progress": "hidden", "api_visibility": "private"}
-        look = {
-            "fn": read,
-            "inputs": [asked, percent, *tools.inputs],
-            "outputs": tools.outputs,
-            "trigger_mode": "always_last",
-            **calm,
-        }
-        chosen = [tools.axis.change, tools.first.change, tools.second.change, tools.methods.change]
-        gr.on([asked.change, percent.release, tokens.submit, *chosen], **look)
-        tools.accordion.expand(lambda: True, outputs=tools.is_open, **quick).then(**look)
-        tools.accordion.collapse(lambda: False, outputs=tools.is_open, **quick)
-        for key, tab in tools.tabs.items():
-            tab.select(lambda key=key: key, outputs=tools.tab, **quick).then(**look)
-        point = tools.points.choose(choose, outputs=[tools.notice, method, lam], **calm)
-        point.then(show, [*controls, percent], outputs, **free)
-        tools.reason.pick(pick, [asked, percent], [tools.notice, tools.reason, tools.picked], **calm)
-        # Another picture, question or method: what was measured is of the one before.
-        asked.change(None, outputs=[tools.divergence_title, tools.divergence], js="() => ['', null]", api_visibility="private")
-        tools.measure.click(
-            measure, [asked, percent, tools.methods], [tools.notice, tools.divergence_title, tools.divergence], **calm
-        )
         demo.unload(leave)
+        wire_lab(tools, asked, percent, tokens, [method, lam], run)
+        wire_bits(bits, [*controls, percent])
     return demo
+
+
+def wire_lab(tools: lab.Lab, asked: gr.State, percent: gr.Slider, tokens: gr.Number, setting: list, run: dict) -> None:
+    """Events of the reading tools, which read what the page shows, only while they are open (viz/lab.py).
+
+    setting: the method's and lambda's components, which a click on a point sets; run: the arguments of an event that answers.
+    """
+    method, lam = setting
+    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+    def read(*values):
+        with lab.told(tools.notice) as said:
+            said.update(lab.read(tools, *values))
+        return said
+
+    def choose(event: gr.EventData):
+        with lab.told(tools.notice) as said:
+            key, chosen = workbench.chosen(event._data)
+            said.update({method: key} | ({} if chosen is None else {lam: chosen}))
+        return said
+
+    def pick(asked, percent, event: gr.EventData):
+        with lab.told(tools.notice) as said:
+            token = workbench.picked(event._data)
+            said[tools.reason] = workbench.reason(asked, percent, token).payload
+            said[tools.picked] = (asked.model, asked.image, token)
+        return said
+
+    def measure(asked, percent, methods):
+        with lab.told(tools.notice) as said:
+            found = workbench.divergences(asked, percent, methods)
+            said.update({tools.divergence: found.figure, tools.divergence_title: headline(found.title)})
+            said[tools.notice] = studio.notice(found.note)
+        return said
+
+    calm = {"concurrency_limit": 1, "concurrency_id": "lab", "show_progress": "hidden", "api_visibility": "private"}
+    look = {
+        "fn": read,
+        "inputs": [asked, percent, *tools.inputs],
+        "outputs": tools.outputs,
+        "trigger_mode": "always_last",
+        **calm,
+    }
+    chosen = [tools.axis.change, tools.first.change, tools.second.change, tools.methods.change]
+    gr.on([asked.change, percent.release, tokens.submit, *chosen], **look)
+    tools.accordion.expand(lambda: True, outputs=tools.is_open, **quick).then(**look)
+    tools.accordion.collapse(lambda: False, outputs=tools.is_open, **quick)
+    for key, tab in tools.tabs.items():
+        tab.select(lambda key=key: key, outputs=tools.tab, **quick).then(**look)
+    point = tools.points.choose(choose, outputs=[tools.notice, method, lam], **calm)
+    point.then(**run)
+    tools.reason.pick(pick, [asked, percent], [tools.notice, tools.reason, tools.picked], **calm)
+    # Another picture, question or method: what was measured is of the one before.
+    asked.change(None, outputs=[tools.divergence_title, tools.divergence], js="() => ['', null]", api_visibility="private")
+    tools.measure.click(measure, [asked, percent, tools.methods], [tools.notice, tools.divergence_title, tools.divergence], **calm)
+
+
+def wire_bits(tab: kv_tab.Tab, asked: list) -> None:
+    """Events of the tab "Trim bits"; ``asked``: the first tab's controls and its slider."""
+    parts = [name for name in vars(tab) if name in kv_events.CHANGES]
+    outputs = [getattr(tab, name) for name in parts]
+    free = {"trigger_mode": "multiple", "concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+
+    def streamed(function):
+        def handler(request: gr.Request, *values):
+            for update in function(request.session_hash, *values):
+                yield [update.get(name, gr.skip()) for name in parts]
+
+        return handler
+
+    def generate(session, model, image, question, method, scorer, lam, percent, *settings):
+        ask = studio.Ask(model, image, question, method, scorer, lam)
+        return kv_events.generate(session, ask, percent, *settings)
+
+    def cancel(request: gr.Request, *texts):
+        return kv_events.cancel(request.session_hash, *texts)
+
+    sums = [tab.run, tab.which, tab.layer, tab.head, tab.step]
+    moved = [tab.which.change, tab.layer.release, tab.head.release, tab.step.release]
+    timing = [tab.geometry, tab.context, tab.spread, tab.modes, tab.error]
+    tab.go.click(streamed(generate), [*asked, *tab.settings], outputs, **free)
+    tab.explain.click(streamed(kv_events.explain), sums, outputs, **free)
+    gr.on(moved, streamed(kv_events.explain_again), sums, outputs, **free)
+    tab.measure.click(streamed(kv_events.measure), tab.run, outputs, **free)
+    # Two timings at once would time each other.
+    tab.time.click(streamed(kv_events.time_it), timing, outputs, **free | {"concurrency_limit": 1})
+    told = [getattr(tab, name) for name in kv_events.TOLD]
+    gr.on(tab.stops, cancel, told, told, queue=False, show_progress="hidden", api_visibility="private")
 
 
 def open_in_background() -> threading.Thread:
@@ -203,7 +255,7 @@ def main() -> None:
     build_demo().queue(max_size=32).launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         theme=gr.themes.Soft(),
-        css_paths=[HERE / "viz" / "answers.css"],
+        css_paths=[HERE / "viz" / "answers.css", HERE / "viz" / "kv.css"],
         max_file_size="30mb",
         footer_links=["gradio", "settings"],
     )

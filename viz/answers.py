@@ -64,28 +64,29 @@ def milliseconds(seconds: float) -> str:
     return f"{value:.1f} ms" if value < 10 else f"{value:,.0f} ms"
 
 
-def comparison(full: Answer | None, pruned: Answer | None, where: str) -> str:
-    """The panel with both answers, as HTML; all text of the model is escaped.
+def comparison(full: Answer | None, pruned: Answer | None, trimmed: Answer | None = None, where: str = "") -> str:
+    """The panel with the answers, as HTML; all text of the model is escaped.
 
-    where: what the model ran on, in words.
+    where: what the model ran on, in words; trimmed: the pruned answer again, its KV cache read with fewer bits.
     """
     if full is None and pruned is None:
         return waiting("Ask, and the full and the pruned answer appear here side by side.")
     split = parting(full, pruned) if full and pruned else None
-    longest = max(sum(seconds_by_step(a).values()) for a in (full, pruned) if a)
+    longest = max(sum(seconds_by_step(a).values()) for a in (full, pruned, trimmed) if a)
     parts = [
         '<div class="tl-answers">',
         _card("full", "All patches", full, split, longest),
         _card("pruned", "Pruned", pruned, split, longest),
-        "</div>",
     ]
+    if trimmed:
+        parts.append(_card("trimmed", "Pruned + trimmed bits", trimmed, parting(full, trimmed) if full else None, longest))
+    parts.append("</div>")
     if full and pruned:
         parts.append(_verdict(full, pruned, split))
+    if pruned and trimmed and trimmed.traces:
+        parts.append(_trimmed_note(pruned, trimmed))
     parts.append(_legend())
-    parts.append(
-        '<p class="tl-where">Measured once each, when first asked, on: '
-        f"{escape(where)}. The vision tower sees every patch either way.</p>"
-    )
+    parts.append(f'<p class="tl-where">Measured once each, when first asked, on: {escape(where)}.</p>')
     return "".join(parts)
 
 
@@ -103,9 +104,10 @@ def _card(key: str, title: str, answer: Answer | None, split: int | None, longes
         for index, piece in enumerate(answer.pieces)
     )
     state = "done" if answer.done else "running"
+    turns = "".join(f'<p class="tl-turn"><b>{escape(q)}</b> {escape(a)}</p>' for q, a in answer.history)
     detail = f"{answer.kept_tokens} of {answer.visual_tokens} visual tokens, {answer.prompt_tokens} in the prompt"
     return (
-        f'<section class="tl-card" data-answer="{key}" data-state="{state}"><h4>{title} <small>{escape(detail)}</small></h4>'
+        f'<section class="tl-card" data-answer="{key}" data-state="{state}"><h4>{title} <small>{escape(detail)}</small></h4>{turns}'
         f'<p class="tl-text">{words}{"" if answer.done else "<span class=tl-caret></span>"}</p>{_bar(answer, longest)}</section>'
     )
 
@@ -151,6 +153,24 @@ def _verdict(full: Answer, pruned: Answer, split: int | None) -> str:
     else:
         agreement = "Writing ..."
     return f'<div class="tl-verdict">{chips}<span class="tl-agreement">{agreement}</span></div>'
+
+
+def _trimmed_note(pruned: Answer, trimmed: Answer) -> str:
+    """What the third answer has read, and what that cost in time."""
+    traces = [trace for step in trimmed.traces for trace in step]
+    bits = sum(trace.mean_bits for trace in traces) / len(traces)
+    share = sum(trace.bytes_read for trace in traces) / sum(trace.bytes_whole for trace in traces)
+    steps = [answer.timings.decode for answer in (trimmed, pruned)]
+    speed = " against ".join(milliseconds(median(times)) for times in steps if times)
+    split = parting(pruned, trimmed)
+    same = "It says what the pruned answer says." if split is None else f"It leaves the pruned answer at token {split + 1}."
+    if not trimmed.done:
+        same = "Writing ..."
+    return (
+        f'<p class="tl-agreement" data-trimmed="note">Trimmed bits: {bits:.1f} bits per number of the KV cache were read, '
+        f"{share:.0%} of a 16-bit cache's bytes. {same} A decode step took {speed}: this is the reading, not yet a fast kernel for "
+        "it, and it saves no memory.</p>"
+    )
 
 
 def _legend() -> str:

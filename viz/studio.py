@@ -7,6 +7,8 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from html import escape
 
+from kvquant.cache import Setting as KVSetting
+from kvquant.modes import Certified
 from pruning.registry import METHODS, SCORERS, Method
 from pruning.tokens import IMAGE, Ranking, keep_count
 from viz import answers, overlay
@@ -16,14 +18,16 @@ from vlm.images import open_image
 from vlm.model import Answer, Encoded, Vlm
 from vlm.open import is_open, open_vlm
 
-MAX_NEW_TOKENS = 48
+MAX_NEW_TOKENS, MOST_TURNS = 48, 4
+# No window: a pruned prompt is hardly longer than the usual window of 64, and nothing of it would be read with fewer bits.
+TRIMMED = KVSetting(Certified(), window=0)
 KEPT_RESULTS = 256
 PRUNERS = {key: method for key, method in METHODS.items() if key != "none"}
 
 
 @dataclass(frozen=True)
 class Ask:
-    """The controls' values, as far as they decide the order of the patches."""
+    """The controls' values, as far as they decide the order of the patches; before: the earlier questions of a conversation."""
 
     model: str
     image: str | None
@@ -31,6 +35,7 @@ class Ask:
     method: str
     scorer: str
     lam: float
+    before: tuple[str, ...] = ()
 
 
 class Results:
@@ -71,8 +76,22 @@ def method_of(ask: Ask) -> Method:
     return method.with_(lam=ask.lam) if method.takes_lambda else method
 
 
+def turns_before(asked: Ask | None, follow: bool, model: str, image: str | None, question: str) -> tuple[str, ...]:
+    """The earlier questions, where ``question`` follows up on what was asked about the same picture last."""
+    if not follow or asked is None or (asked.model, asked.image) != (model, image):
+        return ()
+    return asked.before if asked.question == question else (*asked.before, asked.question)[-MOST_TURNS:]
+
+
+def about(key: str) -> str:
+    """Where a method comes from, where it prunes, and what else there is to say."""
+    method = METHODS[key]
+    return f"{method.paper}. It prunes {method.where.replace('the image', 'the image itself')}. {method.note}".strip()
+
+
 def _prepare(ask: Ask, prune: float) -> tuple[Vlm, Encoded, Ranking, Method]:
-    question = questions.clean(ask.question)
+    # Tokens are pruned once, when the picture comes in: by the first question of a conversation.
+    question = questions.clean(ask.before[0] if ask.before else ask.question)
     vlm = open_vlm(ask.model)
     image = vlm.encode(open_image(ask.image))
     method = method_of(ask)
@@ -141,26 +160,45 @@ def look(ask: Ask, percent: float) -> dict:
     return overlay.payload(picture, image.features, image.grid, ranking, title, scorer, whole)
 
 
-def compare(ask: Ask, percent: float) -> Iterator[str]:
-    """Streams the answers panel: the full answer, then the pruned one, each token as it is decoded.
+@dataclass(frozen=True)
+class Side:
+    """One column of answers: what is pruned, and how the KV cache is read (None: as transformers does)."""
+
+    ranking: Ranking | None = None
+    method: Method | None = None
+    prune: float = 0.0
+    kv: KVSetting | None = None
+
+    @property
+    def key(self) -> Hashable:
+        """What tells its answers from another side's."""
+        return self.ranking and (self.method, keep_count(len(self.ranking.order), self.prune), self.kv)
+
+
+def compare(ask: Ask, percent: float, trimmed: bool = False) -> Iterator[str]:
+    """Streams the answers panel: the full answer, then the pruned one, then, if ``trimmed``, that with fewer bits of the KV cache.
+
+    Every side has its own conversation: earlier questions were answered by itself.
 
     Raises:
         UserError: as :func:`look`.
     """
     prune = share_of(percent)
     vlm, image, ranking, method = _prepare(ask, prune)
-    question = questions.clean(ask.question)
-    base = (ask.model, image.key, question)
-    full = None
-    for full in _stream(vlm, (*base, None), image, question, None, 0.0):
-        yield answers.comparison(full, None, vlm.placement.reason)
-    key = (*base, method, keep_count(len(ranking.order), prune))
-    for pruned in _stream(vlm, key, image, question, ranking, prune):
-        yield answers.comparison(full, pruned, vlm.placement.reason)
+    sides = [Side(), Side(ranking, method, prune), *([Side(ranking, method, prune, TRIMMED)] if trimmed else [])]
+    said: list[tuple[tuple[str, str], ...]] = [() for _ in sides]
+    for asked in (*ask.before, ask.question):
+        question = questions.clean(asked)
+        written: list[Answer | None] = [None, None, None]
+        for index, side in enumerate(sides):
+            for answer in _stream(vlm, (ask.model, image.key, question, side.key, said[index]), image, question, side, said[index]):
+                written[index] = answer
+                yield answers.comparison(*written, where=vlm.placement.reason)
+            said[index] += ((question, written[index].text),)
 
 
-def show(ask: Ask | None, percent: float, session: str, with_overlay: bool = True) -> Iterator[Shown]:
-    """One run of the page: the overlay, then both answers, until it is done or a newer run of this visitor begins."""
+def show(ask: Ask | None, percent: float, session: str, with_overlay: bool = True, trimmed: bool = False) -> Iterator[Shown]:
+    """One run of the page: the overlay, then the answers, until it is done or a newer run of this visitor begins."""
     turn = TURNS.begin(session)
     try:
         if ask is None:
@@ -172,7 +210,7 @@ def show(ask: Ask | None, percent: float, session: str, with_overlay: bool = Tru
             if not TURNS.is_newest(session, turn):
                 return
             yield Shown(overlay=value, asked=ask)
-        for panel in compare(ask, percent):
+        for panel in compare(ask, percent, trimmed):
             if not TURNS.is_newest(session, turn):
                 return
             yield Shown(panel=panel)
@@ -183,14 +221,14 @@ def show(ask: Ask | None, percent: float, session: str, with_overlay: bool = Tru
         yield Shown(notice=notice(text))
 
 
-def _stream(vlm: Vlm, key: Hashable, image: Encoded, question: str, ranking: Ranking | None, prune: float) -> Iterator[Answer]:
+def _stream(vlm: Vlm, key: Hashable, image: Encoded, question: str, side: Side, history: tuple) -> Iterator[Answer]:
     known = ANSWERS.get(key)
     if known is not None:
         yield known
         return
-    rankings = None if ranking is None else [ranking]
+    rankings = None if side.ranking is None else [side.ranking]
     answer = None
-    for answer in vlm.answer([image], question, rankings, prune, MAX_NEW_TOKENS):
+    for answer in vlm.answer([image], question, rankings, side.prune, MAX_NEW_TOKENS, side.kv, history):
         yield answer
     if answer is not None and answer.done:
         ANSWERS.put(key, answer)

@@ -83,6 +83,7 @@ class Answer:
     """An answer as far as it has been written; ``pieces`` are the texts of its tokens and join to ``text``.
 
     traces: ``traces[step][layer]``, what the newest decode steps have read of the KV cache; empty without a cache setting.
+    history: the earlier turns (question, answer).
     """
 
     method: str
@@ -96,6 +97,7 @@ class Answer:
     timings: Timings = field(default_factory=Timings)
     done: bool = False
     traces: list[tuple[Trace, ...]] = field(default_factory=list)
+    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(eq=False)
@@ -264,6 +266,7 @@ class Vlm:
             visual_tokens=visual_tokens,
             kept_tokens=sum(len(i.features) if k is None else len(k) for i, k in zip(images, keeps, strict=True)),
             prompt_tokens=0,
+            history=history,
         )
         answer.timings.vision = sum(image.vision_s for image in images)
         if rankings:

@@ -48,7 +48,7 @@ def test_answers_part_at_the_first_different_token():
     full, pruned = answer([5, 6, 7], ["A", " cat", "."]), answer([5, 8, 7], ["A", " dog", "."])
     assert answers.parting(full, full) is None
     assert answers.parting(full, pruned) == 1
-    page = answers.comparison(full, pruned, "here")
+    page = answers.comparison(full, pruned, where="here")
     assert len(re.findall('class="tl-part"', page)) == 2 and "part at token 2" in page
 
 
@@ -58,7 +58,7 @@ def test_a_shorter_answer_parts_where_it_ends():
 
 
 def test_text_of_the_model_is_escaped():
-    page = answers.comparison(answer([5], ["<img src=x onerror=alert(1)>"]), None, "<script>")
+    page = answers.comparison(answer([5], ["<img src=x onerror=alert(1)>"]), None, where="<script>")
     assert "<img" not in page and "&lt;img" in page and "<script>" not in page
 
 
@@ -69,7 +69,7 @@ def test_speedups_are_ratios_of_the_measured_times():
     assert math.isclose(ratios.first_token, full.timings.first_token / pruned.timings.first_token)
     assert math.isclose(ratios.total, full.timings.total / pruned.timings.total)
     assert answers.speedup(full, answer([5], ["a"], done=False)).total is None
-    slower = answers.comparison(pruned, full, "here")
+    slower = answers.comparison(pruned, full, where="here")
     assert "0.25x" in slower, "where pruning loses, the page must say so"
 
 
@@ -110,6 +110,32 @@ def test_a_second_look_comes_from_the_cache(one_model, picture):
     first, again = run(ask), run(ask)
     assert len(again) == 3 and again[-1].panel == first[-1].panel
     assert len(studio.ANSWERS.items) == 2
+
+
+def test_the_third_answer_has_trimmed_bits_and_is_kept(one_model, picture):
+    ask = studio.Ask("tiny", picture, "What is this?", "idpruner", "norm", 0.3)
+    shown = list(studio.show(ask, 50, "visitor", trimmed=True))
+    assert 'data-answer="trimmed"' in shown[-1].panel and "bits per number" in shown[-1].panel
+    assert 'data-answer="trimmed"' not in run(ask, percent=50)[-1].panel
+    assert len(studio.ANSWERS.items) == 3
+
+
+def test_a_follow_up_continues_what_every_side_said_itself(one_model, picture):
+    first = studio.Ask("tiny", picture, "What is this?", "idpruner", "norm", 0.3)
+    assert studio.turns_before(None, True, "tiny", picture, "And where?") == ()
+    assert studio.turns_before(first, False, "tiny", picture, "And where?") == ()
+    assert studio.turns_before(first, True, "tiny", "other.png", "And where?") == ()
+    assert studio.turns_before(first, True, "tiny", picture, "What is this?") == ()
+    before = studio.turns_before(first, True, "tiny", picture, "And where?")
+    assert before == ("What is this?",)
+    run(first)
+    said = {key[3]: answer.text for key, answer in studio.ANSWERS.items.items()}
+    panel = run(studio.Ask("tiny", picture, "And where?", "idpruner", "norm", 0.3, before))[-1].panel
+    assert panel.count("tl-turn") == 2 and len(studio.ANSWERS.items) == 4
+    later = {key[3]: answer for key, answer in studio.ANSWERS.items.items() if key[4]}
+    for side, text in said.items():
+        assert later[side].history == (("What is this?", text),)
+        assert later[side].prompt_tokens > next(iter(studio.ANSWERS.items.values())).kept_tokens
 
 
 def test_letting_go_of_the_slider_shows_answers_only(one_model, picture):

@@ -1,0 +1,260 @@
+"""Is it faster here? Decode attention of one layer, timed on the visitor's own machine, beside what its bytes alone would take.
+
+Numbers are synthetic: Gaussian keys and values with a few loud channels, as keys have, and a query that attends evenly or to few
+tokens. How many bits are read depends on such things, so the bits are reported with the times. Theory (bytes read over the rate at
+which this machine streams memory) and measurement are kept apart; a small cache is read faster than memory streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from statistics import quantiles
+from time import monotonic
+
+import plotly.graph_objects as go
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from bench.timing import Timing, measure
+from kvquant import kernels
+from kvquant.kernels import triton_decode
+from kvquant.modes import Certified, Exact, Mode, Paper
+from kvquant.store import Store
+from viz.kv_run import describe_mode
+from viz.kv_style import BLUE, GREY, INK, ORANGE, PINK, figure
+from vlm.device import synchronise
+
+CONTEXTS = (1024, 4096, 16384, 65536)
+# Public shapes: (query heads, KV heads, head dimension) of a layer.
+GEOMETRIES = {
+    "TrimLens-150M: 9 on 3, of 64": (9, 3, 64),
+    "Qwen2.5-VL-3B: 16 on 2, of 128": (16, 2, 128),
+    "Qwen2.5-VL-7B: 28 on 4, of 128": (28, 4, 128),
+    "Llama-2-7B: 32 on 32, of 128": (32, 32, 128),
+}
+# Standard deviation of scores: e**1 between typical tokens, or e**4.
+QUERIES = {"evenly": 1.0, "to few tokens": 4.0}
+LOUD_CHANNELS, LOUDNESS = 4, 8.0
+SECONDS, REPEATS, WARMUP = 12.0, 15, 1
+# Larger than the caches of most processors, smaller than what a visitor's machine would miss.
+STREAM_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Path:
+    """A way to one layer's decode attention. family: "sdpa", "all bits" or "fewer bits"; bytes: of K and V that it reads."""
+
+    name: str
+    family: str
+    run: Callable[[], object]
+    bytes: int
+    bits: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a path: seconds, and what its bytes alone would take at the stream rate."""
+
+    name: str
+    family: str
+    timing: Timing
+    theory: float
+    bits: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """share: done, 0 to 1; rows: so far, slowest last; rate: bytes a second that this machine streams."""
+
+    share: float
+    step: str
+    rows: list[Row]
+    rate: float
+
+
+def on_gpu() -> bool:
+    """Whether there is a GPU to time on."""
+    return torch.cuda.is_available()
+
+
+def kernel_reason() -> str:
+    """Which kernel reads the planes, and why, in one sentence."""
+    module = kernels.decode_attention.__module__.rsplit(".", 1)[-1]
+    if module == "reference":
+        return (
+            "Planes are read by the reference kernel, the definition in plain torch: it chooses rows step by step, counts every "
+            "byte and was not made to be fast. It runs because no fast kernel is behind this door yet; "
+            f"{triton_decode.available()[1]}"
+        )
+    return f"Planes are read by {kernels.decode_attention.__module__}, the kernel that kvquant.kernels chose for this machine."
+
+
+def synthetic(
+    context: int, geometry: tuple[int, int, int], spread: float, device: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q [1, Hq, D], k, v float16 [1, Hkv, context, D]; scores have the standard deviation ``spread``; seeded."""
+    heads, kv_heads, dim = geometry
+    generator = torch.Generator().manual_seed(0)
+    loud = torch.ones(dim)
+    loud[:LOUD_CHANNELS] = LOUDNESS
+    q, k, v = (torch.randn(1, h, n, dim, generator=generator) for h, n in ((heads, 1), (kv_heads, context), (kv_heads, context)))
+    q = q[:, :, 0] * spread * dim**0.5 / loud.norm()
+    return q.to(device), (k * loud).half().to(device), v.half().to(device)
+
+
+def folded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attention of [1, Hq, 1, D] with the query heads of a group as rows of one product: K and V are read once. As q."""
+    groups = q.view(1, k.shape[1], -1, q.shape[-1])
+    return scaled_dot_product_attention(groups, k, v).view(q.shape)
+
+
+def grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attention of [1, Hq, 1, D] as PyTorch offers it for grouped heads."""
+    return scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+
+def paths(context: int, geometry: tuple[int, int, int], modes: list[Mode], spread: float, device: str) -> Iterator[Path]:
+    """SDPA in two types and two forms, our planes with every bit read (the control), and our planes in ``modes``."""
+    q, k, v = synthetic(context, geometry, spread, device)
+    for dtype, short in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
+        arguments = (q[:, :, None].to(dtype), k.to(dtype), v.to(dtype))
+        for function, form in ((folded, "group folded"), (grouped, "enable_gqa")):
+            yield Path(f"SDPA {short}, {form}", "sdpa", partial(function, *arguments), 2 * k.nbytes, 16.0)
+    for format in ["fixed"] + ["half"] * any(isinstance(mode, Paper) for mode in modes):
+        store = Store(format, window=0)
+        store.append(k, v)
+        kind = Paper if format == "half" else Certified
+        for mode in [Exact(), *(mode for mode in modes if isinstance(mode, kind))]:
+            run = partial(kernels.decode_attention, q, store, mode)
+            trace = run()[1]
+            every = isinstance(mode, Exact)
+            planes = "half" if format == "half" else "fixed-point"
+            name = f"ours, every bit ({planes} planes)" if every else f"ours, {describe_mode(mode)}"
+            yield Path(name, "all bits" if every else "fewer bits", run, trace.bytes_read, trace.mean_bits)
+
+
+def stream_rate(device: str) -> float:
+    """Bytes a second at which memory is read here: the best of a few sums over a quarter of a gigabyte."""
+    x = torch.ones(STREAM_BYTES // 4, device=device)
+
+    def add() -> None:
+        x.sum()
+        synchronise(device)
+
+    return STREAM_BYTES / min(measure({"sum": add}, 1)["sum"].median for _ in range(4))
+
+
+def speeds(context: int, geometry: tuple[int, int, int], modes: list[Mode], spread: float, device: str) -> Iterator[Progress]:
+    """Yields after everything that was prepared or timed; paths take turns until ``REPEATS`` rounds or ``SECONDS`` are over.
+
+    Raises ValueError where the numbers do not fit the planes, RuntimeError where memory does not suffice.
+    """
+    yield Progress(0.0, "measuring how fast memory streams", [], 0.0)
+    rate = stream_rate(device)
+    prepared: list[Path] = []
+    # Four forms of SDPA, the control of each kind of planes, and the modes; only how far the bar goes depends on it.
+    expected = 6 + len(modes)
+    for path in paths(context, geometry, modes, spread, device):
+        prepared.append(path)
+        yield Progress(0.3 * min(1.0, len(prepared) / expected), f"prepared: {path.name}", [], rate)
+    seconds: dict[str, list[float]] = {path.name: [] for path in prepared}
+    began = monotonic()
+    for turn in range(-WARMUP, REPEATS):
+        for path in prepared:
+            taken = measure({path.name: partial(_timed, path.run, device)}, 1, 0)[path.name].median
+            if turn >= 0:
+                seconds[path.name].append(taken)
+            share = max((turn + WARMUP + 1) / (REPEATS + WARMUP), (monotonic() - began) / SECONDS)
+            yield Progress(
+                0.3 + 0.7 * min(1.0, share), f"round {max(turn, 0) + 1}: {path.name}", _rows(prepared, seconds, rate), rate
+            )
+        if turn >= 0 and monotonic() - began > SECONDS:
+            break
+    yield Progress(1.0, "done", _rows(prepared, seconds, rate), rate)
+
+
+def _timed(run: Callable[[], object], device: str) -> None:
+    run()
+    synchronise(device)
+
+
+def _rows(prepared: list[Path], seconds: dict[str, list[float]], rate: float) -> list[Row]:
+    """Of the paths that have been timed at least once."""
+    timed = [(path, seconds[path.name]) for path in prepared if seconds[path.name]]
+    rows = [Row(path.name, path.family, _summary(times), path.bytes / rate, path.bits) for path, times in timed]
+    return sorted(rows, key=lambda row: row.timing.median)
+
+
+def _summary(times: list[float]) -> Timing:
+    if len(times) == 1:
+        return Timing(times[0], times[0], times[0], 1)
+    q1, middle, q3 = quantiles(times, n=4, method="inclusive")
+    return Timing(middle, q1, q3, len(times))
+
+
+COLOURS = {"sdpa": GREY, "all bits": ORANGE, "fewer bits": BLUE}
+LABELS = {"sdpa": "PyTorch, 16 bits", "all bits": "our planes, every bit (the control)", "fewer bits": "our planes, fewer bits"}
+
+
+def verdict(rows: list[Row]) -> str:
+    """The comparison in one sentence, from the medians: the fastest reading of fewer bits against the fastest SDPA."""
+    best = {
+        family: min((row for row in rows if row.family == family), key=lambda row: row.timing.median) for family in _families(rows)
+    }
+    if not {"sdpa", "fewer bits"} <= best.keys():
+        return "Time of one layer's decode attention."
+    ours, theirs = best["fewer bits"], best["sdpa"]
+    ratio = ours.timing.median / theirs.timing.median
+    said = f"{ratio:.1f} times slower" if ratio > 1 else f"{1 / ratio:.1f} times faster"
+    return f"Here and now, reading fewer bits ({ours.name.removeprefix('ours, ')}) is {said} than the fastest SDPA ({theirs.name})."
+
+
+def _families(rows: list[Row]) -> set[str]:
+    return {row.family for row in rows}
+
+
+def _label(row: Row) -> str:
+    return row.name if row.family == "sdpa" else f"{row.name}: {row.bits:.1f} bits"
+
+
+def speed_figure(progress: Progress, what: str) -> go.Figure:
+    """Medians with quartiles (filled), and what the bytes alone would take (hollow); milliseconds, logarithmic.
+
+    what: context and geometry in words.
+    """
+    rows = progress.rows
+    chart = figure(verdict(rows), 34 * len(rows) + 20, 5)
+    for family, colour in COLOURS.items():
+        own = [row for row in rows if row.family == family]
+        if not own:
+            continue
+        middle = [1e3 * row.timing.median for row in own]
+        chart.add_scatter(
+            x=middle,
+            y=[_label(row) for row in own],
+            mode="markers",
+            name=f"{LABELS[family]}: measured median, quartiles",
+            marker={"color": colour, "size": 11},
+            error_x={
+                "array": [1e3 * (row.timing.q3 - row.timing.median) for row in own],
+                "arrayminus": [1e3 * (row.timing.median - row.timing.q1) for row in own],
+                "color": colour,
+                "thickness": 2,
+            },
+            customdata=[[row.bits, row.timing.n, row.timing.q1 * 1e3, row.timing.q3 * 1e3] for row in own],
+            hovertemplate="%{y}<br>%{x:.3g} ms (%{customdata[2]:.3g} to %{customdata[3]:.3g}), %{customdata[1]} runs, "
+            "%{customdata[0]:.1f} bits read<extra></extra>",
+        )
+    chart.add_scatter(
+        x=[1e3 * row.theory for row in rows],
+        y=[_label(row) for row in rows],
+        mode="markers",
+        name="theory, not measured: bytes read / stream rate",
+        marker={"color": PINK, "symbol": "diamond-open", "size": 10, "line": {"width": 2}},
+        hovertemplate="%{y}<br>its bytes alone would take %{x:.3g} ms<extra></extra>",
+    )
+    chart.update_xaxes(type="log", title_text=f"milliseconds per decode step of one layer ({what})")
+    chart.update_yaxes(autorange="reversed", tickfont_size=11, automargin=True, showgrid=False, tickcolor=INK)
+    return chart
