@@ -8,9 +8,9 @@ from pathlib import Path
 
 import gradio as gr
 
-from pruning.registry import METHODS, SCORERS
+from pruning.registry import METHODS, SCORERS, get_method
 from pruning.scorers.trained import FILE
-from viz import kv_events, kv_tab, lab, overlay, studio, workbench
+from viz import kv_events, kv_tab, lab, overlay, studio, table, workbench
 from viz.style import headline
 from vlm.embedded import MODEL_DIR, NAME
 from vlm.errors import UserError
@@ -76,7 +76,7 @@ def build_demo() -> gr.Blocks:
                 about = studio.about("idpruner")
                 method = gr.Dropdown(methods, value="idpruner", label="Pruning method", info=about, elem_id="method")
                 scorers = [(s.label, key) for key, s in SCORERS.items() if there or key != "trained"]
-                scorer = gr.Dropdown(scorers, value=METHODS["idpruner"].scorer.key, label="Importance", elem_id="scorer")
+                scorer = gr.Dropdown(scorers, value=get_method("idpruner", there).scorer.key, label="Importance", elem_id="scorer")
                 lam = gr.Slider(0, 1, 0.5, step=0.05, label="Lambda: diversity (0) to importance (1)", elem_id="lambda")
                 model = gr.Dropdown(list(MODELS), value=NAME, label="Model", elem_id="model")
             with gr.Column(scale=7, min_width=320):
@@ -93,6 +93,8 @@ def build_demo() -> gr.Blocks:
             tools = lab.build()
         with gr.Tab("Trim bits", elem_id="bits"):
             bits = kv_tab.build()
+        with gr.Tab("All methods", elem_id="table") as table_tab:
+            compared = table.build()
         with gr.Accordion("What am I looking at?", open=False):
             gr.Markdown(ABOUT)
 
@@ -142,6 +144,8 @@ def build_demo() -> gr.Blocks:
         demo.unload(leave)
         wire_lab(tools, asked, percent, tokens, [method, lam], run)
         wire_bits(bits, [*controls, percent])
+        filled = [compared.share, compared.axis], [compared.rows, compared.plot]
+        gr.on([table_tab.select, compared.share.change, compared.axis.change], table.fill, *filled, **quick)
     return demo
 
 

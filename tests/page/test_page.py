@@ -166,3 +166,22 @@ def test_an_example_brings_its_picture_and_question(open_page):
     wait_for_answers(page)
     assert page.locator("#overlay").inner_text() != before
     assert page.locator("#question textarea, #question input").first.input_value() == "What is this?"
+
+
+def test_a_follow_up_and_a_third_answer(open_page):
+    page = open_page(1400, 1400)
+    wait_for_answers(page)
+    page.locator("#follow input").check()
+    page.locator("#question textarea").fill("Where is it?")
+    page.locator("#question textarea").press("Enter")
+    expect(page.locator('[data-answer="pruned"] .tl-turn')).to_have_count(1, timeout=ANSWER_LIMIT)
+    wait_for_answers(page)
+    page.locator("#third input").check()
+    expect(page.locator('[data-answer="trimmed"][data-state="done"]')).to_be_visible(timeout=ANSWER_LIMIT)
+    expect(page.locator('[data-answer="trimmed"] .tl-turn')).to_have_count(1)
+
+
+def test_the_tab_of_all_methods_shows_what_was_measured_or_how_to_measure_it(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="All methods").click()
+    expect(page.locator("#table-said")).to_contain_text(re.compile("bench.headline|mean over tasks"))

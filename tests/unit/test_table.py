@@ -1,0 +1,52 @@
+"""The comparison table shows what was measured, and says so where nothing was."""
+
+import json
+
+import pytest
+
+from viz import table
+
+RECORD = {
+    "n": 20,
+    "seed": 1,
+    "commit": "abc",
+    "mean": 80.0,
+    "unpruned": {"naming": 90.0, "counting": 70.0},
+    "kept": {"idpruner": {"0.5": 99.0, "0.9": 88.0}, "mmr training-free": {"0.9": 89.0}},
+    "interval": {"idpruner": {"0.5": [98.0, 100.0], "0.9": [86.0, 90.0]}, "mmr training-free": {"0.9": [87.0, 91.0]}},
+    "pruned": {
+        "idpruner": {"0.5": {"naming": 89.0, "counting": 69.0}, "0.9": {"naming": 80.0, "counting": 60.0}},
+        "mmr training-free": {"0.9": {"naming": 81.0, "counting": 61.0}},
+    },
+}
+COST = {"scoring": 1.0, "selection": 2.0, "first_token": 100.0, "peak": 5_000_000}
+
+
+def test_rows_are_sorted_by_what_is_kept_and_fit_their_heads():
+    assert table.shares(RECORD) == ["0.5", "0.9"]
+    found = table.rows(RECORD, "0.9")
+    assert [row[1] for row in found] == [89.0, 88.0] and found[0][0] == "MMR, training-free score"
+    assert all(len(row) == len(table.head(RECORD)) for row in found)
+    costly = RECORD | {"cost": {"none": {"0": COST}, "idpruner": {"0.9": COST}}}
+    found = table.rows(costly, "0.9")
+    assert found[1][-4:] == [1.0, 2.0, 100.0, 5.0] and found[0][-4:] == [None] * 4
+    assert all(len(row) == len(table.head(costly)) for row in found)
+    assert len(table.figure(costly, "first_token").data) == 1
+
+
+def test_the_figure_holds_every_method_with_its_interval():
+    fig = table.figure(RECORD, "tokens")
+    mine = fig.data[0]
+    assert list(mine.x) == [50.0, pytest.approx(10.0)] and list(mine.y) == [99.0, 88.0]
+    assert list(mine.error_y.array) == [1.0, 2.0] and list(mine.error_y.arrayminus) == [1.0, 2.0]
+    with pytest.raises(ValueError, match="Unknown axis"):
+        table.figure(RECORD, "colour")
+
+
+def test_without_a_measurement_the_tab_says_how_to_make_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "load", lambda: None)
+    assert "bench.headline" in table.build().said.value and not table.build().rows.visible
+    monkeypatch.undo()
+    assert table.load(tmp_path / "none.json") is None
+    (tmp_path / "some.json").write_text(json.dumps(RECORD))
+    assert "20 questions, seed 1, commit abc" in table.said(table.load(tmp_path / "some.json"))

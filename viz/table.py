@@ -1,0 +1,132 @@
+"""The comparison table: what every method keeps of the unpruned accuracy, and what it costs; from the committed measurement."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+import plotly.graph_objects as go
+
+from viz import style
+
+FILE = Path(__file__).resolve().parent.parent / "assets" / "results" / "headline.json"
+MISSING = (
+    "This table has not been measured yet for the weights that ship: `python -m bench.headline --methods all --prune 0.5 0.75 0.9 "
+    "--cost --out assets/results/headline.json` writes it, in hours on two cores; it goes on where it was stopped."
+)
+AXES = {"tokens": "Tokens kept (%)", "first_token": "Time to first token (ms)"}
+NAMES = {"mmr training-free": "MMR, training-free score"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The components: which share is pruned, the rows, the plot and its axis, and what is said above."""
+
+    said: gr.Markdown
+    share: gr.Radio
+    rows: gr.Dataframe
+    axis: gr.Radio
+    plot: gr.Plot
+
+
+def load(path: Path = FILE) -> dict | None:
+    """The record that ``bench.headline --out`` wrote, or None where there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def name_of(key: str) -> str:
+    """A method's name."""
+    return NAMES.get(key) or style.name_of(key)
+
+
+def shares(record: dict) -> list[str]:
+    """The pruned shares that were measured, ascending."""
+    return sorted({share for by_share in record["kept"].values() for share in by_share}, key=float)
+
+
+def said(record: dict) -> str:
+    """How the table was measured, in a sentence."""
+    return (
+        f"What every method keeps of the unpruned accuracy ({record['mean']:.1f}% on nine tasks, {record['n']:,} questions, seed "
+        f"{record['seed']}, commit {record['commit'] or 'unknown'}): the mean over tasks of pruned / unpruned, with bootstrap 95% "
+        "intervals over the same questions. Click a heading to sort."
+    )
+
+
+def head(record: dict) -> list[str]:
+    """The columns' names."""
+    costs = ["scoring ms", "selection ms", "first token ms", "peak MB"] if "cost" in record else []
+    return ["method", "kept %", "from", "to", *(task for task in record["unpruned"] if task != "unseen naming"), *costs]
+
+
+def rows(record: dict, share: str) -> list[list]:
+    """One row a method, the best first; a task's column is its accuracy in %."""
+    out = []
+    for key, kept in record["kept"].items():
+        if share not in kept:
+            continue
+        low, high = record["interval"][key][share]
+        tasks = [value for task, value in record["pruned"][key][share].items() if task != "unseen naming"]
+        cost = record.get("cost", {}).get(key, {}).get(share)
+        spent = [] if "cost" not in record else [None] * 4 if cost is None else _spent(cost)
+        out.append([name_of(key), kept[share], low, high, *tasks, *spent])
+    return sorted(out, key=lambda row: -row[1])
+
+
+def _spent(cost: dict) -> list:
+    return [cost["scoring"], cost["selection"], cost["first_token"], None if cost["peak"] is None else round(cost["peak"] / 1e6, 1)]
+
+
+def figure(record: dict, axis: str) -> go.Figure:
+    """Accuracy kept against tokens kept or the time to the first token; a line a method. Raises ValueError for another axis."""
+    if axis not in AXES:
+        raise ValueError(f"Unknown axis '{axis}'. Known: {', '.join(AXES)}.")
+    fig = style.figure(460, AXES[axis], "Accuracy kept (%)")
+    for key, kept in record["kept"].items():
+        cost = record.get("cost", {}).get(key, {})
+        at = [share for share in sorted(kept, key=float) if axis == "tokens" or share in cost]
+        x = [100 * (1 - float(share)) if axis == "tokens" else cost[share]["first_token"] for share in at]
+        if not x:
+            continue
+        low, high = zip(*(record["interval"][key][share] for share in at), strict=True)
+        y = [kept[share] for share in at]
+        bars = {"array": [b - v for b, v in zip(high, y, strict=True)], "arrayminus": [v - a for a, v in zip(low, y, strict=True)]}
+        fig.add_trace(
+            go.Scatter(
+                x=x,
+                y=y,
+                name=name_of(key),
+                mode="lines+markers",
+                error_y={**bars, "thickness": 1},
+                line={"color": style.color_of(key), "width": 3 if key == "idpruner" else 1.5},
+                hovertemplate="%{fullData.name}<br>%{y:.1f}% kept<extra></extra>",
+            )
+        )
+    return fig
+
+
+def build() -> Table:
+    """The tab's components; filled by :func:`fill` when the tab is opened."""
+    record = load()
+    there = shares(record) if record else []
+    return Table(
+        gr.Markdown(said(record) if record else MISSING, elem_id="table-said"),
+        gr.Radio(
+            [(f"{float(s):.0%} pruned", s) for s in there],
+            value=there[len(there) // 2] if there else None,
+            show_label=False,
+            visible=bool(record),
+            elem_id="table-share",
+        ),
+        gr.Dataframe(interactive=False, visible=bool(record), elem_id="table-rows", show_label=False),
+        gr.Radio([(label, key) for key, label in AXES.items()], value="tokens", label="Against", visible=bool(record)),
+        gr.Plot(show_label=False, visible=bool(record), elem_id="table-plot"),
+    )
+
+
+def fill(share: str | None, axis: str) -> tuple:
+    """The rows and the plot, or nothing where nothing was measured."""
+    record = load()
+    if record is None or share is None:
+        return gr.skip(), gr.skip()
+    return gr.Dataframe(rows(record, share), headers=head(record)), figure(record, axis)
