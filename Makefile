@@ -20,7 +20,8 @@ lint: .venv/dev
 
 # Trains the embedded model from nothing (hours on two cores); resumes where it was stopped. See training/README.md.
 train: .venv/dev weights
-	$(BIN)/python -m training.train_tower
+	$(BIN)/python -m training.train_tower --letters --minutes 14
+	$(BIN)/python -m training.train_tower --minutes 120
 	$(BIN)/python -m training.train_lm
 	$(BIN)/python -m training.export
 	$(BIN)/python -m training.train_scorer

@@ -148,6 +148,8 @@ def train(minutes: float, batches: int | None = None, compiled: bool = True, res
     optimizers = _optimizers(vision, heads)
     clock, step, before = common.Clock(minutes * 60), 0, 0.0
     if saved := common.load("tower"):
+        if letters and saved["lettered"]:
+            return
         vision.load_state_dict(saved["visual"])
         heads.load_state_dict(saved["heads"])
         for optimizer, state in zip(optimizers, saved["optimizers"] or [], strict=False):
@@ -182,11 +184,11 @@ def train(minutes: float, batches: int | None = None, compiled: bool = True, res
             common.log("tower", step=step, minutes=clock.spent / 60, **common.means(seen))
             seen = []
         if clock.spent - last_saved > 120:
-            _save(vision, heads, optimizers, clock, step, before)
+            _save(vision, heads, optimizers, clock, step, before, not letters)
             last_saved = clock.spent
-    if letters and progress >= 1:
+    if letters:
         optimizers, before, clock = [], before + clock.spent / 60, common.Clock(0)
-    _save(vision, heads, optimizers, clock, step, before)
+    _save(vision, heads, optimizers, clock, step, before, True)
 
 
 def go_on(vision: torch.nn.Module, heads: Heads) -> tuple[int, float]:
@@ -225,7 +227,7 @@ def _optimizers(vision: torch.nn.Module, heads: Heads) -> list[torch.optim.Optim
     ]
 
 
-def _save(vision, heads, optimizers, clock, step, before) -> None:
+def _save(vision, heads, optimizers, clock, step, before, lettered) -> None:
     common.save(
         "tower",
         {
@@ -235,6 +237,7 @@ def _save(vision, heads, optimizers, clock, step, before) -> None:
             "spent": clock.spent,
             "before": before,
             "step": step,
+            "lettered": lettered,
         },
     )
 

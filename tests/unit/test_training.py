@@ -22,10 +22,14 @@ def runs(tmp_path, monkeypatch):
 
 @pytest.mark.slower
 def test_both_stages_run_and_resume(runs):
-    train_tower.train(60, batches=1, compiled=False)
-    train_tower.train(60, batches=1, compiled=False)
+    train_tower.train(60, batches=1, compiled=False, letters=True)
     tower = common.load("tower")
-    assert tower["step"] == 2 and tower["spent"] > 0
+    assert tower["step"] == 1 and tower["spent"] == 0 and tower["before"] > 0 and not tower["optimizers"]
+    train_tower.train(60, batches=1, compiled=False)
+    train_tower.train(60, batches=1, compiled=False)
+    train_tower.train(60, batches=1, compiled=False, letters=True)
+    tower = common.load("tower")
+    assert tower["step"] == 3 and tower["spent"] > 0, "letters are learned once, and then all goes on where it was"
     train_lm.train(60, batches=1)
     first = common.load("lm")
     train_lm.train(60, batches=1)
