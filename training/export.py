@@ -1,7 +1,8 @@
 """Writes the trained weights as the app loads them. ``python -m training.export``: runs/lm.pt -> assets/model/*.safetensors
 
-The tower and the adapters go out in float16; the adapters' scale is folded into ``lora_b``. ``--tower`` writes the tower of
-stage 1 alone to training/checkpoints/, which is committed between two sessions on different machines (``--go-on`` reads it).
+The tower and the adapters go out in float16; the adapters' scale is folded into ``lora_b``. ``--checkpoint`` writes the newest
+tower and adapters to training/checkpoints/ instead, which is committed between two sessions on different machines (``--go-on`` and
+``--from-shipped`` read it).
 """
 
 import argparse
@@ -11,23 +12,34 @@ import torch
 from safetensors.torch import save_file
 
 from training import common
-from training.train_lm import RANK, SCALE
+from training.train_lm import LANGUAGE_CHECKPOINT, RANK, SCALE
 from training.train_tower import CHECKPOINT
 from vlm.embedded import MODEL_DIR, NAME
 
 SHARD_BYTES = 9_500_000
 
 
-def export_tower() -> None:
-    """runs/tower.pt -> training/checkpoints/tower.safetensors: the tower and its heads, in float16, without the optimiser."""
-    saved = common.load("tower")
+def export_checkpoint() -> None:
+    """runs/lm.pt, or else runs/tower.pt -> training/checkpoints/: tower and heads, and adapters, in float16, without optimisers."""
+    language, tower = common.load("lm"), common.load("tower")
+    saved = language or tower
     if saved is None:
         raise SystemExit("runs/tower.pt is missing: run `python -m training.train_tower` first.")
     state = {f"{part}.{name}": tensor.half().contiguous() for part in ("visual", "heads") for name, tensor in saved[part].items()}
     CHECKPOINT.parent.mkdir(exist_ok=True)
-    before = saved["before"] + saved["spent"] / 60
-    save_file(state, CHECKPOINT, {"step": str(saved["step"]), "minutes": f"{before:.1f}"})
-    print(CHECKPOINT, CHECKPOINT.stat().st_size, saved["step"], round(before, 1))
+    spent = {"step": str((tower or saved)["step"]), "minutes": f"{minutes_of(tower or saved):.1f}"}
+    save_file(state, CHECKPOINT, spent)
+    print(CHECKPOINT, CHECKPOINT.stat().st_size, spent)
+    if language:
+        spent = {"step": str(language["step"]), "minutes": f"{minutes_of(language):.1f}"}
+        state = {name: tensor.half().contiguous() for name, tensor in language["language"].items()}
+        save_file(state, LANGUAGE_CHECKPOINT, spent)
+        print(LANGUAGE_CHECKPOINT, LANGUAGE_CHECKPOINT.stat().st_size, spent)
+
+
+def minutes_of(saved: dict) -> float:
+    """Training time of a checkpoint's stage over all sessions."""
+    return saved["before"] + saved["spent"] / 60
 
 
 def main() -> None:
@@ -44,7 +56,7 @@ def main() -> None:
         old.unlink()
     for number, shard in enumerate(_shards({k: v.half().contiguous() for k, v in state.items()}), 1):
         save_file(shard, MODEL_DIR / f"trimlens-{number}.safetensors")
-    card = {"name": NAME, "steps": saved["step"], "minutes": round(saved["before"] + saved["spent"] / 60, 1), "adapter_rank": RANK}
+    card = {"name": NAME, "steps": saved["step"], "minutes": round(minutes_of(saved), 1), "adapter_rank": RANK}
     (MODEL_DIR / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps(card | {"bytes": sum(f.stat().st_size for f in MODEL_DIR.glob("trimlens-*.safetensors"))}))
 
@@ -63,5 +75,5 @@ def _shards(state: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tower", action="store_true", help="only the tower of stage 1")
-    export_tower() if parser.parse_args().tower else main()
+    parser.add_argument("--checkpoint", action="store_true", help="to training/checkpoints, for another machine to go on from")
+    export_checkpoint() if parser.parse_args().checkpoint else main()

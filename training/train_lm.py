@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -24,6 +25,7 @@ RANK, SCALE = 32, 2.0
 PAIRS = 12
 VISUAL_TOKENS = 256  # a batch
 PROBE_LAYER = 7
+LANGUAGE_CHECKPOINT = CHECKPOINT.with_name("lm.safetensors")
 FOLLOW_UPS, PLAIN = 0.4, 0.4  # shares of pictures with a second turn, and with a question that is not about the picture
 KIND_WEIGHTS = {
     "name": 1.0,
@@ -256,6 +258,15 @@ def load_shipped(student: Student) -> None:
             parameter.data[:, : state[name].shape[1]] = state[name] / SCALE
 
 
+def load_checkpoint(trained: dict[str, nn.Parameter]) -> tuple[int, float]:
+    """Fills the language side from the committed checkpoint of this stage. Returns (steps, minutes) so far."""
+    with safe_open(LANGUAGE_CHECKPOINT, "pt") as file:
+        for name, parameter in trained.items():
+            parameter.data.copy_(file.get_tensor(name))
+        done = file.metadata()
+    return int(done["step"]), float(done["minutes"])
+
+
 def train(minutes: float, batches: int | None = None, from_shipped: bool = False) -> None:
     """Trains for ``minutes`` in total over all runs (or ``batches`` more batches) and leaves runs/lm.pt."""
     torch.manual_seed(SEED)
@@ -277,6 +288,8 @@ def train(minutes: float, batches: int | None = None, from_shipped: bool = False
     elif from_shipped:
         load_shipped(student)
         step, before = embedded.card()["steps"], embedded.card()["minutes"]
+        if LANGUAGE_CHECKPOINT.exists():
+            step, before = load_checkpoint(trained)
         if (saved := common.load("tower")) is None and CHECKPOINT.exists():
             go_on(student.vision, student.heads)
     elif (saved := common.load("tower")) is None:

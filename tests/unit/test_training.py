@@ -46,7 +46,7 @@ def test_a_new_machine_goes_on_from_the_committed_tower(runs, monkeypatch):
     for module in (train_tower, export, train_lm):
         monkeypatch.setattr(module, "CHECKPOINT", file)
     train_tower.train(60, batches=1, compiled=False, resume=True)
-    export.export_tower()
+    export.export_checkpoint()
     first = common.load("tower")
     (runs / "tower.pt").unlink()
     train_tower.train(60, batches=0, compiled=False, resume=True)
@@ -55,6 +55,17 @@ def test_a_new_machine_goes_on_from_the_committed_tower(runs, monkeypatch):
     for part in ("visual", "heads"):
         furthest = max((first[part][name] - second[part][name]).abs().max().item() for name in first[part])
         assert furthest < 4e-3, f"float16 loses {furthest}"
+    for module in (export, train_lm):
+        monkeypatch.setattr(module, "LANGUAGE_CHECKPOINT", file.with_name("lm.safetensors"))
+    train_lm.train(60, batches=1)
+    export.export_checkpoint()
+    before = common.load("lm")
+    (runs / "lm.pt").unlink()
+    train_lm.train(60, batches=0, from_shipped=True)
+    after = common.load("lm")
+    assert after["step"] == before["step"] == 1
+    name = "layers.0.self_attn.q_proj.lora_b"
+    assert (before["language"][name] - after["language"][name]).abs().max() < 1e-4
 
 
 def test_orthogonalised_updates_have_singular_values_near_one():
