@@ -93,15 +93,21 @@ def generate(ask: studio.Ask, percent: float, mode: str, error: float, window: f
     vlm = open_vlm(ask.model)
     image = vlm.encode(open_image(ask.image))
     method = studio.method_of(ask) if prune_first else None
-    prune = min(max(float(percent or 0) / 100, 0.0), 0.999) if prune_first else 0.0
+    if method and method.after:
+        raise UserError(
+            f"{method.label} prunes {studio.where(method)}, so that layers hold different tokens or the picture is another: choose "
+            "a method that prunes before the language model, or do not prune first."
+        )
+    prune = studio.share_of(percent) if prune_first else 0.0
     key = (ask.model, image.key, question, method, prune, setting)
     run = RUNS.get(key)
     if run is None:
-        ranking = vlm.rank(image, question, method) if method else None
-        keep = ranking.keep(keep_count(len(ranking.order), prune)) if ranking else None
-        prompt = vlm.prompt([image], question, [keep])
+        k = keep_count(len(image.features), prune)
+        rankings = [vlm.rank(image, question, method, k)] if method else None
+        keep = rankings[0].keep(k) if rankings else None
+        prompt = vlm.prompt([image], question, [keep], rankings)
         answer = None
-        for answer in vlm.answer([image], question, [ranking] if ranking else None, prune, studio.MAX_NEW_TOKENS, setting):
+        for answer in vlm.answer([image], question, rankings, prune, studio.MAX_NEW_TOKENS, setting):
             yield {"status": writing(answer)}
         run = kv_run.finished(vlm, image, question, keep, setting, prompt, answer)
         RUNS.put(key, run)

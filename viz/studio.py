@@ -86,7 +86,12 @@ def turns_before(asked: Ask | None, follow: bool, model: str, image: str | None,
 def about(key: str) -> str:
     """Where a method comes from, where it prunes, and what else there is to say."""
     method = METHODS[key]
-    return f"{method.paper}. It prunes {method.where.replace('the image', 'the image itself')}. {method.note}".strip()
+    return f"{method.paper}. It prunes {where(method)}. {method.note}".strip()
+
+
+def where(method: Method) -> str:
+    """Where a method prunes, after "it prunes"."""
+    return "the image itself" if method.after == IMAGE else method.where
 
 
 def _prepare(ask: Ask, prune: float) -> tuple[Vlm, Encoded, Ranking, Method]:

@@ -49,6 +49,7 @@ class Kept:
 
     scoring_s = selection_s = 0.0
     method = "chosen"
+    after, merged = 0, None
 
     def __init__(self, keep: np.ndarray) -> None:
         self.chosen, self.order = keep, np.arange(64)

@@ -200,7 +200,8 @@ def test_every_kind_of_question_is_asked_sometimes():
 
 
 def test_an_empty_scene_allows_no_question():
-    empty = world.Scene(np.zeros((28, 28, 3), np.uint8), (), np.zeros((1, 1), np.int64), np.zeros((1, 1, 4), np.int64))
+    nothing = (np.zeros(shape, np.int64) for shape in ((1, 1), (1, 1, 4), (2, 2)))
+    empty = world.Scene(np.zeros((28, 28, 3), np.uint8), (), *nothing)
     assert [ask(np.random.default_rng(0), empty, kind) for kind in questions.KINDS] == [None] * len(questions.KINDS)
 
 

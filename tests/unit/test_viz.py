@@ -118,6 +118,9 @@ def test_the_third_answer_has_trimmed_bits_and_is_kept(one_model, picture):
     assert 'data-answer="trimmed"' in shown[-1].panel and "bits per number" in shown[-1].panel
     assert 'data-answer="trimmed"' not in run(ask, percent=50)[-1].panel
     assert len(studio.ANSWERS.items) == 3
+    for key in ("fastv", "visionzip", "down-sampling"):
+        final = list(studio.show(studio.Ask("tiny", picture, "What?", key, "norm", 0.3), 50, "visitor", trimmed=True))[-1]
+        assert final.notice == "" and 'data-answer="trimmed" data-state="done"' in final.panel, key
 
 
 def test_a_follow_up_continues_what_every_side_said_itself(one_model, picture):
