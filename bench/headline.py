@@ -2,14 +2,12 @@
 
 As in the paper: for every task pruned / unpruned, then the unweighted mean over tasks. Beside the method stand its baselines, or
 what ``--methods`` names ("all": every one there is). Intervals are bootstraps over questions, the same questions for every method.
-``--cost`` adds the time up to the first token and the memory at its peak. Restartable: answers are kept in runs/headline.
+``--cost`` adds the time up to the first token and the memory at its peak. Restartable: answers are kept in runs/suite.
 Ends with one JSON line, which ``--out`` writes to a file, too.
 """
 
 import argparse
-import hashlib
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from bench.cost import costs
-from bench.suite.evaluate import Setting, run
+from bench.suite.evaluate import Setting
+from bench.suite.stored import answered, commit
 from bench.suite.tasks import NINE, SEED, TASKS, items
 from pruning.registry import METHODS
-from training.common import RUNS
-from vlm.embedded import MODEL_DIR, NAME
+from vlm.embedded import NAME
 from vlm.model import Vlm
 from vlm.open import open_vlm
 
@@ -40,25 +38,6 @@ def settings_of(name: str, prune: float, scorer: str | None = None) -> list[Sett
         return [Setting("idpruner", prune, lam=LAMBDA, scorer="neg-cos-mean")]
     takes = METHODS[name].takes_scorer if name in METHODS else False
     return [Setting(name, prune, lam=LAMBDA if name == "idpruner" else None, scorer=scorer if takes else None)]
-
-
-def answered(vlm: Vlm, task: str, limit: int, settings: list[Setting]) -> dict[Setting, np.ndarray]:
-    """Scores [limit] of every setting, read from runs/headline where they were written before."""
-    files = {setting: _file(task, limit, setting) for setting in settings}
-    missing = [setting for setting in settings if not files[setting].exists()]
-    if missing:
-        print(f"{task}: {len(missing)} settings", file=sys.stderr, flush=True)
-        for setting, scores in run(vlm, items(task, limit), missing).items():
-            files[setting].parent.mkdir(parents=True, exist_ok=True)
-            files[setting].write_text(json.dumps(scores.tolist()))
-    return {setting: np.array(json.loads(files[setting].read_text())) for setting in settings}
-
-
-def _file(task: str, limit: int, setting: Setting) -> Path:
-    """Answers of other weights are other files."""
-    weights = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(MODEL_DIR.glob("*.safetensors")))).hexdigest()
-    key = hashlib.sha256(repr((weights, SEED, task, limit, setting)).encode()).hexdigest()[:20]
-    return RUNS / "headline" / f"{task.replace(' ', '-')}-{key}.json"
 
 
 def kept(full: dict[str, np.ndarray], pruned: dict[str, np.ndarray], rows: dict[str, np.ndarray] | None = None) -> float:
@@ -104,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     for task in tasks:
         wanted = {key: settings_of(*key, "trained" if vlm.scorer else None) for key in pruned}
         extra = [Setting("none"), *([Setting("blank")] if arguments.unpruned_only else [])]
-        scores = answered(vlm, task, arguments.limit, [*extra, *(s for group in wanted.values() for s in group)])
+        scores = answered(vlm, task, SEED, items(task, arguments.limit), [*extra, *(s for group in wanted.values() for s in group)])
         full[task] = scores[extra[0]]
         blank[task] = scores[extra[-1]]
         for key, group in wanted.items():
@@ -153,17 +132,6 @@ def columns(vlm: Vlm, method: str, beside: list[str] | None) -> list[str]:
         able = [key for key, of in METHODS.items() if key != "none" and (vlm.scorer or "weights" not in of.needs)]
         beside = [*able, "mmr training-free"]
     return list(dict.fromkeys([method, *(beside or BASELINES)]))
-
-
-def commit() -> str:
-    """The commit that measured, with a plus where the tree differs from it; empty where there is no git."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return found.stdout.strip()
 
 
 def cost_of(vlm: Vlm, names: list[str], shares: list[float]) -> dict:

@@ -2,13 +2,11 @@
 
 The paper (IDPruner, arXiv 2602.13315, section 3) draws importance against the Hopkins statistic and leaves accuracy out; this
 measures all three on the same questions. ``--images FILE ...`` draws the curve alone, averaged over pictures, with the naive
-hybrid and DPP beside MMR. Restartable: scores are kept in runs/tradeoff. Writes ``--out`` and ends with one JSON line.
+hybrid and DPP beside MMR. Restartable: scores are kept in runs/suite. Writes ``--out`` and ends with one JSON line.
 """
 
 import argparse
-import hashlib
 import json
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,18 +14,17 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from bench.suite.evaluate import Setting, run
+from bench.suite.evaluate import Setting
+from bench.suite.stored import ROOT, answered, commit
 from bench.suite.tasks import DEVELOPMENT_SEED, NINE, SEED, Item, items
 from pruning.registry import METHODS, SCORERS
 from pruning.tokens import keep_count
 from pruning.tradeoff import Measures, falls, lambdas, matched, mean_measures, measure, space, sweep
-from training.common import RUNS
-from vlm.embedded import MODEL_DIR, NAME
+from vlm.embedded import NAME
 from vlm.images import open_image
 from vlm.model import Vlm
 from vlm.open import open_vlm
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "assets" / "results"
 BESIDE = ("topk", "farthest", "dpp", "random", "uniform")
 BOOTSTRAPS, SEEDS = 1000, 5
@@ -43,25 +40,6 @@ def settings_of(prune: float, steps: int, scorer: str) -> list[list[Setting]]:
             one = Setting(key, prune, scorer=scorer if METHODS[key].takes_scorer else None)
             curve.append([replace(one, seed=seed) for seed in range(SEEDS)] if METHODS[key].takes_seed else [one])
     return curve
-
-
-def _file(task: str, seed: int, limit: int, setting: Setting) -> Path:
-    """Scores of other weights or another seed are other files."""
-    weights = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(MODEL_DIR.glob("*.safetensors")))).hexdigest()
-    key = hashlib.sha256(repr((weights, seed, task, limit, setting)).encode()).hexdigest()[:20]
-    return RUNS / "tradeoff" / f"{task.replace(' ', '-')}-{key}.json"
-
-
-def answered(vlm: Vlm, task: str, seed: int, asked: list[Item], settings: list[Setting]) -> dict[Setting, np.ndarray]:
-    """Scores [questions] of every setting, read from runs/tradeoff where they were written before."""
-    files = {setting: _file(task, seed, len(asked), setting) for setting in settings}
-    missing = [setting for setting in settings if not files[setting].exists()]
-    if missing:
-        print(f"{task}: {len(missing)} settings", file=sys.stderr, flush=True)
-        for setting, scores in run(vlm, asked, missing).items():
-            files[setting].parent.mkdir(parents=True, exist_ok=True)
-            files[setting].write_text(json.dumps(scores.tolist()))
-    return {setting: np.array(json.loads(files[setting].read_text())) for setting in settings}
 
 
 def measured(vlm: Vlm, asked: list[Item], settings: list[Setting], scorer: str) -> dict[Setting, list[Measures]]:
@@ -166,17 +144,6 @@ def curves(vlm: Vlm, paths: list[str], shares: list[float], steps: int) -> dict:
             "largest_fall": round(max(worst for _, worst in down), 4),
         }
     return record
-
-
-def commit() -> str:
-    """The commit of the checkout, marked where files differ from it."""
-    try:
-        git = ("git", "-C", str(ROOT))
-        head = subprocess.run((*git, "rev-parse", "HEAD"), capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run((*git, "status", "--porcelain"), capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("+" if changed else "")
 
 
 def table(record: dict) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from bench import cost, headline
 from bench.accuracy import HELD_OUT_SEED, answer
-from bench.suite import evaluate, scores, tasks
+from bench.suite import evaluate, scores, stored, tasks
 from bench.suite.evaluate import Setting
 from pruning.registry import METHODS
 from tests.unit.tiny import noise, tiny_model, tiny_vlm
@@ -121,7 +121,7 @@ def test_costs_of_settings_and_the_table_as_a_whole(monkeypatch, tmp_path, capsy
         assert (one.selection > 0) == (setting.method != "none")
     out = tmp_path / "folder" / "table.json"
     monkeypatch.setattr(headline, "open_vlm", lambda name: vlm)
-    monkeypatch.setattr(headline, "RUNS", tmp_path)
+    monkeypatch.setattr(stored, "RUNS", tmp_path)
     monkeypatch.setattr(headline, "NINE", ("naming", "counting"))
     monkeypatch.setattr(headline, "BOOTSTRAPS", 5)
     monkeypatch.setattr(headline, "COST_PICTURES", 1)

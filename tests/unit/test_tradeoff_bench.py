@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bench import tradeoff
+from bench.suite import stored
 from bench.suite.evaluate import Setting
 from tests.unit.tiny import noise
 
@@ -14,7 +15,7 @@ from tests.unit.tiny import noise
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path, vlm):
     """Runs the bench's command line on the tiny model, with its answers and its file in a folder of their own."""
     monkeypatch.setattr(tradeoff, "open_vlm", lambda name: vlm)
-    monkeypatch.setattr(tradeoff, "RUNS", tmp_path)
+    monkeypatch.setattr(stored, "RUNS", tmp_path)
     out = tmp_path / "out.json"
 
     def start(*arguments: str, capsys) -> dict:
@@ -49,7 +50,7 @@ def test_a_run_measures_and_a_second_one_asks_nothing(bench, capsys, monkeypatch
     def fail(*arguments):
         raise AssertionError("answers that were written must not be asked for again")
 
-    monkeypatch.setattr(tradeoff, "run", fail)
+    monkeypatch.setattr(stored, "run", fail)
     assert bench(*arguments, capsys=capsys) == record
 
 
@@ -75,6 +76,6 @@ def test_interval_and_correlations():
 
 
 def test_settings_with_other_seeds_or_limits_have_other_files():
-    one = tradeoff._file("naming", 1, 2, Setting("topk", 0.5))
-    others = {tradeoff._file("naming", 2, 2, Setting("topk", 0.5)), tradeoff._file("naming", 1, 3, Setting("topk", 0.5))}
+    one = stored._file("naming", 1, 2, Setting("topk", 0.5))
+    others = {stored._file("naming", 2, 2, Setting("topk", 0.5)), stored._file("naming", 1, 3, Setting("topk", 0.5))}
     assert one not in others and len(others) == 2

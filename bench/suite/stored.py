@@ -1,0 +1,53 @@
+"""Scores of the suite that outlive a run: what was answered once is read again, by every bench that asks for it."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from bench.suite.evaluate import Setting, run
+from bench.suite.tasks import Item
+from training.common import RUNS
+from vlm.embedded import MODEL_DIR
+from vlm.model import Vlm
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def answered(vlm: Vlm, task: str, seed: int, asked: list[Item], settings: list[Setting]) -> dict[Setting, np.ndarray]:
+    """Scores [questions] of every setting, read from runs/suite where they were written before."""
+    files = {setting: _file(task, seed, len(asked), setting) for setting in settings}
+    missing = [setting for setting in settings if not files[setting].exists()]
+    if missing:
+        print(f"{task}: {len(missing)} settings", file=sys.stderr, flush=True)
+        for setting, scores in run(vlm, asked, missing).items():
+            files[setting].parent.mkdir(parents=True, exist_ok=True)
+            files[setting].write_text(json.dumps(scores.tolist()))
+    return {setting: np.array(json.loads(files[setting].read_text())) for setting in settings}
+
+
+def _file(task: str, seed: int, limit: int, setting: Setting) -> Path:
+    """Scores of other weights or another seed are other files."""
+    key = hashlib.sha256(repr((_weights(), seed, task, limit, setting)).encode()).hexdigest()[:20]
+    return RUNS / "suite" / f"{task.replace(' ', '-')}-{key}.json"
+
+
+@cache
+def _weights() -> str:
+    """The shipped weights' hash; they do not change while a bench runs."""
+    return hashlib.sha256(b"".join(f.read_bytes() for f in sorted(MODEL_DIR.glob("*.safetensors")))).hexdigest()
+
+
+def commit() -> str:
+    """The commit of the checkout, marked where files differ from it."""
+    try:
+        git = ("git", "-C", str(ROOT))
+        head = subprocess.run((*git, "rev-parse", "HEAD"), capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run((*git, "status", "--porcelain"), capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed else "")
