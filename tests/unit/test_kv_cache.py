@@ -241,6 +241,7 @@ def test_a_turn_under_inference_mode_can_be_followed_by_one_without():
     cache.reorder_cache(torch.tensor([0]))
     with torch.no_grad():
         case.model(ids, past_key_values=cache)
+    assert cache.get_seq_length() == 2 * ids.shape[1] + 2 - 20
 
 
 FEWER = [Setting(Paper(), window=0), Setting(Certified(0.02), window=0), Setting(Certified(0.1))]
