@@ -10,6 +10,7 @@ run: .venv/run
 weights: .venv/run
 	$(BIN)/python -m vlm.gguf_text
 	$(BIN)/python -c "from pruning.kernels import warm_up; print('  selection:', warm_up())"
+	$(BIN)/python -m kvquant.kernels
 
 test: .venv/dev weights browser
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

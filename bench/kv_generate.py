@@ -25,6 +25,7 @@ from bench.texts import windows
 from bench.timing import Timing, measure
 from kvquant.attention import reading
 from kvquant.cache import KVCache, Setting
+from kvquant.kernels import warm_up
 from kvquant.modes import Certified, Exact, Paper
 from vlm import device
 from vlm.model import Vlm
@@ -87,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--warmup", type=int, default=3)
     arguments = parser.parse_args(argv)
     vlm = open_model()
+    print(warm_up())
     print(f"{vlm.name}, {vlm.placement.reason}; medians (quartiles) of {arguments.repeats} interleaved decode steps")
     record: dict[str, dict[str, float]] = {}
     for context in map(int, arguments.contexts.split(",")):

@@ -40,6 +40,7 @@ from bench.kv_rounding import Fp8, Int8, Truncated, rounded_cache
 from bench.texts import windows
 from kvquant.attention import reading
 from kvquant.cache import KVCache, Setting
+from kvquant.kernels import kernel_reason, warm_up
 from kvquant.modes import Certified, Exact, Paper
 from training import questions, world
 from vlm import device, embedded
@@ -265,6 +266,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     vlm = open_model()
     print(f"{vlm.name}, {vlm.placement.reason}", file=sys.stderr, flush=True)
+    # Compiling would take longer than the quick measurement.
+    print(kernel_reason() if arguments.quick else warm_up(), file=sys.stderr, flush=True)
     totals = quick(vlm, began) if arguments.quick else full(vlm, arguments)
     both = {mode: sum((by_mode[mode] for by_mode in totals.values()), Tally()) for mode in ("default", *MODES)}
     for source, tallies in {**totals, "all": both}.items():

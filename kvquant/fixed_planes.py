@@ -122,6 +122,12 @@ class FixedPlanes:
         return self.keys.bytes_used + self.values.bytes_used + self._constants
 
     @property
+    def constants_read(self) -> int:
+        """Bytes of the centres, spreads and norms that one step of attention reads."""
+        norms = (self.k_noise.norm, self.v_noise.norm, self.v_noise.columns, self.v_spread.norm, self.v_spread.columns)
+        return sum(x.nbytes for x in (*norms, self.k_centre, self.k_spread, self.v_centre, self.v_radius))
+
+    @property
     def _constants(self) -> int:
         """Bytes that do not depend on the number of tokens: 12 D**2 + 24 D and a few per KV head."""
         if self.k_centre is None:

@@ -37,10 +37,12 @@ class Chart:
 def draw(rng: np.random.Generator, height: int, width: int, palette: dict[str, tuple], unseen: bool):
     """A chart on a plain ground. Returns the sheet, the chart, and for every bar (name of its colour, mask [H, W])."""
     wide = width >= 336
-    pools = {topic: [word for word in words if len(word) <= (7 if wide else 5)] for topic, words in TOPICS.items()}
+    count = int(rng.integers(2, 6 if wide else 4))
+    # Longer labels would be small print.
+    longest = 7 if width / count >= 110 else 5
+    pools = {topic: [word for word in words if len(word) <= longest] for topic, words in TOPICS.items()}
     topic = str(rng.choice([topic for topic, pool in pools.items() if len(pool) >= 3]))
     pool = pools[topic]
-    count = int(rng.integers(2, 6 if wide else 4))
     labels = tuple(str(w) for w in rng.choice(pool, size=min(count, len(pool)), replace=False))
     values = tuple(int(v) for v in rng.choice(np.arange(5, 100), size=len(labels), replace=False))
     bars, printed = rng.random() < 0.65, rng.random() < 0.8
@@ -49,7 +51,7 @@ def draw(rng: np.random.Generator, height: int, width: int, palette: dict[str, t
     ink = np.full(3, 20.0 if light else 240.0, np.float32)
     image = Image.new("RGB", (width, height), tuple(int(c) for c in ground))
     pen = ImageDraw.Draw(image)
-    size = int(rng.integers(18, 27)) if wide else int(rng.integers(15, 18))
+    size = int(rng.integers(21, 29)) if wide else int(rng.integers(16, 19))
     left, right, top, bottom = 0.07 * width, 0.96 * width, 0.2 * height, height - 1.5 * lettering.CELL
     for line in range(int(rng.integers(0, 5))):
         y = top + (bottom - top) * line / 5

@@ -67,9 +67,14 @@ def cosine(progress: float, peak: float, warmup: float = 0.02, floor: float = 0.
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * t)))
 
 
+def autocast_dtype() -> torch.dtype:
+    """What matrix products are computed in: bfloat16 where that is measured to be faster."""
+    return device.cpu_dtype()[0]
+
+
 def autocast() -> torch.autocast:
-    """Matrix products in bfloat16 where that is measured to be faster; parameters, losses and the optimiser stay float32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=device.cpu_dtype()[0] is torch.bfloat16)
+    """Matrix products in :func:`autocast_dtype`; parameters, losses and the optimiser stay float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=autocast_dtype() is torch.bfloat16)
 
 
 def means(seen: list[dict[str, float]]) -> dict[str, float]:

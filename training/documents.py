@@ -40,7 +40,7 @@ class Pen:
         self.rng, self.ink, self.font = rng, ink, font
         self.width, self.height = image.size
         self.draw = ImageDraw.Draw(image)
-        self.size = int(rng.integers(18, 26)) if self.width >= 336 else int(rng.integers(16, 19))
+        self.size = int(rng.integers(*((22, 36) if self.width >= 448 else (21, 29) if self.width >= 336 else (17, 20))))
         self.margin = int(rng.integers(8, 8 + self.width // 10))
         self.pitch = int(rng.integers(max(PITCH - 2, self.size + 9), self.size + 28))
         self.y = float(rng.integers(14, 14 + self.height // 5))
@@ -142,6 +142,7 @@ def _table(pen: Pen) -> list:
     rows = pen.number(2, 1 + min(6, max(2, pen.rows(1))))
     people = pen.some(LISTS["NAMES"], rows)
     pitch = (pen.width - 2 * pen.margin) / len(head)
+    pen.size = min(pen.size, int(pitch / 4.8))
     facts = []
     for index, title in enumerate(head):
         pen.put(title, pen.margin + pitch * index + 4)

@@ -1,4 +1,5 @@
-"""Muon (Jordan et al. 2024) in float32: torch.optim.Muon works in bfloat16, ten times slower on a CPU without AMX."""
+"""Muon (Jordan et al. 2024) in float32, or in bfloat16 under autocast: torch.optim.Muon always works in bfloat16, ten times slower
+on a CPU that has no instruction for it."""
 
 import torch
 

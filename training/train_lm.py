@@ -1,6 +1,6 @@
 """Stage 2: teach the language model to answer from the tower's tokens. ``python -m training.train_lm --minutes 70``
 
-SmolLM2 stays frozen; low-rank adapters on q, k, v and o learn, and the tower goes on learning slowly under its own loss.
+SmolLM2 stays frozen; low-rank adapters on all its layers' matrices learn, and the tower goes on slowly under its own loss.
 One image carries several question-answer pairs: each attends to the image and to itself only, at the positions that a single
 turn would have, so that the image is paid for once and nothing leaks between them. Resumes from runs/lm.pt.
 """
@@ -22,8 +22,9 @@ from vlm.tokenizer import IM_END, VISION_START, Prompter
 
 SEED = 12
 RANK, SCALE = 32, 2.0
-PAIRS = 12
-VISUAL_TOKENS = 256  # a batch
+PAIRS = 16
+VISUAL_TOKENS = 512  # a batch
+VARIED_SHARE = 0.5  # of pictures whose pictograms may be turned and tinted
 PROBE_LAYER = 7
 LANGUAGE_CHECKPOINT = CHECKPOINT.with_name("lm.safetensors")
 FOLLOW_UPS, PLAIN = 0.4, 0.4  # shares of pictures with a second turn, and with a question that is not about the picture
@@ -58,13 +59,11 @@ class Adapter(nn.Module):
 
 
 def attach_adapters(language: nn.Module) -> dict[str, Adapter]:
-    """Replaces q, k, v and o of every layer; returns the adapters by module name."""
-    adapters = {}
-    for index, layer in enumerate(language.layers):
-        for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            adapter = Adapter(getattr(layer.self_attn, part))
-            setattr(layer.self_attn, part, adapter)
-            adapters[f"layers.{index}.self_attn.{part}"] = adapter
+    """Replaces q, k, v, o, gate, up and down of every layer; returns the adapters by module name."""
+    names = [name for name, module in language.layers.named_modules() if isinstance(module, nn.Linear)]
+    adapters = {f"layers.{name}": Adapter(language.layers.get_submodule(name)) for name in names}
+    for name, adapter in adapters.items():
+        language.set_submodule(name, adapter)
     return adapters
 
 
@@ -149,7 +148,8 @@ class Examples(IterableDataset):
             rng = world.rng_for(self.seed, index)
             size = world.draw_size(rng)
             count = max(1, VISUAL_TOKENS // (size[0] * size[1] // world.CELL**2))
-            scenes = [world.draw_any(rng, size) for _ in range(count)]
+            looks = [world.VARIED if rng.random() < VARIED_SHARE else world.TRAINING for _ in range(count)]
+            scenes = [world.draw_any(rng, size, look) for look in looks]
             yield vars(pack(self.prompter, scenes, [pairs_of(rng, scene) for scene in scenes]))
             index += 1
 
@@ -183,6 +183,10 @@ class Student(nn.Module):
         self.words = common.word_directions(language.embed_tokens.weight, self.prompter.encode)
         self.heads = Heads(self.words)
         self.adapters = attach_adapters(language)
+        if common.autocast_dtype() is not torch.float32:
+            # What never changes is cast once, not at every step.
+            for frozen in (language.embed_tokens, *(adapter.base for adapter in self.adapters.values())):
+                frozen.to(common.autocast_dtype())
         self.probe = nn.Linear(576, 6)
         self.seen: torch.Tensor | None = None
         language.layers[PROBE_LAYER].register_forward_hook(self._see)
@@ -216,7 +220,7 @@ class Student(nn.Module):
         tokens: [B, rows, columns, D], in place of the prompt's image tokens; mask: additive [B, 1, L, L].
         """
         start, count = first_visual(batch), tokens.shape[1] * tokens.shape[2]
-        embeds = F.embedding(batch.ids, self.language.embed_tokens.weight)
+        embeds = F.embedding(batch.ids, self.language.embed_tokens.weight).float()
         embeds = torch.cat([embeds[:, :start], tokens.flatten(1, 2), embeds[:, start + count :]], 1)
         hidden = self.language(
             inputs_embeds=embeds,
@@ -261,8 +265,8 @@ def load_shipped(student: Student) -> None:
 def load_checkpoint(trained: dict[str, nn.Parameter]) -> tuple[int, float]:
     """Fills the language side from the committed checkpoint of this stage. Returns (steps, minutes) so far."""
     with safe_open(LANGUAGE_CHECKPOINT, "pt") as file:
-        for name, parameter in trained.items():
-            parameter.data.copy_(file.get_tensor(name))
+        for name in file.keys():  # noqa: SIM118  (it is no dict)
+            trained[name].data.copy_(file.get_tensor(name))
         done = file.metadata()
     return int(done["step"]), float(done["minutes"])
 

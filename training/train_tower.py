@@ -50,10 +50,10 @@ def crowded(rng: np.random.Generator, size: tuple[int, int], print_share: float)
     if rng.random() < print_share:
         return walls.draw(rng, size)
     kind, cells = rng.random(), size[0] * size[1] // world.CELL**2
-    if kind < 0.6:
-        return world.draw(rng, size, count=min(10, int(rng.integers(1, 8) * cells / 64) + 1))
-    if kind < 0.72:
-        return world.draw_words(rng, size, most=min(16, cells // 7))
+    if kind < 0.5:
+        return world.draw(rng, size, count=min(10, int(rng.integers(1, 8) * cells / 64) + 1), look=world.VARIED)
+    if kind < 0.68:
+        return world.draw_words(rng, size, world.VARIED, most=min(16, cells // 7))
     return world.draw_chart(rng, size) if kind < 0.83 else world.draw_document(rng, size)
 
 
@@ -132,10 +132,17 @@ def share(right: torch.Tensor) -> torch.Tensor:
     return right.float().mean()
 
 
-def train(minutes: float, batches: int | None = None, compiled: bool = True, resume: bool = False, letters: bool = False) -> None:
+def train(
+    minutes: float,
+    batches: int | None = None,
+    compiled: bool = True,
+    resume: bool = False,
+    letters: bool = False,
+    rate: float = 1.0,
+) -> None:
     """Trains for ``minutes`` in total over all runs (or ``batches`` more batches) and leaves runs/tower.pt.
 
-    letters: the first phase, pictures full of print and the loss of their characters only.
+    letters: the first phase, pictures full of print and the loss of their characters only; rate: times the learning rates.
     """
     torch.manual_seed(SEED)
     text, prompter = embedded.open_text_model()
@@ -169,15 +176,17 @@ def train(minutes: float, batches: int | None = None, compiled: bool = True, res
             break
         batches = None if batches is None else batches - 1
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = common.cosine(progress, group["peak"])
+            group["lr"] = common.cosine(progress, rate * group["peak"])
         with common.autocast():
             tokens, half = tower.forward(vision, tower.normalise(images), run_block)
         terms = heads(tokens, half, Targets(*target))
         terms["tracing" if letters else "loss"].backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        with common.autocast():
+            for optimizer in optimizers:
+                optimizer.step()
+        vision.zero_grad(set_to_none=True)
+        heads.zero_grad(set_to_none=True)
         step += 1
         seen.append({name: value.item() for name, value in terms.items()})
         if step % 25 == 0:
@@ -248,6 +257,8 @@ if __name__ == "__main__":
     parser.add_argument("--batches", type=int, help="stop after this many batches (a smoke run)")
     parser.add_argument("--go-on", action="store_true", help="without runs/tower.pt, go on from what is committed")
     parser.add_argument("--letters", action="store_true", help="the first phase: only the characters of print")
+    parser.add_argument("--rate", type=float, default=1.0, help="times the learning rates; 0.4 goes on gently")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    train(arguments.minutes, arguments.batches, arguments.batches is None, arguments.go_on, arguments.letters)
+    a = arguments
+    train(a.minutes, a.batches, a.batches is None, a.go_on, a.letters, a.rate)

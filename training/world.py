@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageEnhance
 
 from training import charts, documents, icons, lettering, photos
 
@@ -27,7 +27,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 BACKGROUND, IGNORE = 0, -1
 # (height, width): multiples of 112, so that the windows of a training batch are one tensor; 64 to 256 visual tokens.
 SIZES = ((224, 224), (224, 336), (336, 224), (336, 336), (224, 448), (448, 224), (448, 448))
-SIZE_WEIGHTS = (0.3, 0.1, 0.1, 0.14, 0.08, 0.08, 0.2)
+SIZE_WEIGHTS = (0.22, 0.08, 0.08, 0.12, 0.06, 0.06, 0.38)
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 
 
@@ -97,10 +97,14 @@ class Scene:
 
 @dataclass(frozen=True)
 class Look:
-    """What a split may draw: pictograms of held-out (noun, artist) pairs, held-out fonts; or the rest."""
+    """What a split may draw: pictograms of held-out (noun, artist) pairs, held-out fonts; or the rest.
+
+    varied: half of the pictograms are turned, sheared and tinted, so that a noun is not learned as three drawings by heart.
+    """
 
     unseen_icons: bool = False
     unseen_fonts: bool = False
+    varied: bool = False
     nouns: tuple[str, ...] = tuple(icons.names())
     artists: tuple[str, ...] = icons.ARTISTS
 
@@ -110,6 +114,7 @@ class Look:
 
 
 TRAINING = Look()
+VARIED = Look(varied=True)
 
 
 def place(item: Item | lettering.Text) -> str | None:
@@ -192,7 +197,37 @@ def _picture(rng: np.random.Generator, name: str, side: int, look: Look) -> np.n
         return rgba
     artists = look.artists_of(name)
     picture = icons.icon(name, artists[rng.integers(len(artists))], side)
+    if look.varied and rng.random() < 0.5:
+        picture = _vary(rng, picture)
     return picture[:, ::-1] if rng.random() < 0.5 else picture
+
+
+def _vary(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
+    """The pictogram turned, sheared, stretched and tinted, as another artist might have drawn it."""
+    side = len(picture)
+    angle = rng.uniform(-0.4, 0.4)
+    turn = np.array(((np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))))
+    bend = np.array(((rng.uniform(0.95, 1.25), rng.uniform(-0.2, 0.2)), (0, rng.uniform(0.95, 1.25))))
+    matrix = turn @ bend
+    shift = side / 2 - matrix @ np.full(2, side / 2)
+    image = Image.fromarray(picture).transform(
+        (side, side),
+        Image.Transform.AFFINE,
+        (*matrix[0], shift[0], *matrix[1], shift[1]),
+        Image.Resampling.BILINEAR,
+    )
+    alpha = image.getchannel("A")
+    plain = ImageEnhance.Color(image.convert("RGB")).enhance(rng.uniform(0, 1.6))
+    values = np.asarray(plain, np.float32) / 255
+    values = np.clip(values @ _hue(rng.normal(0, 0.35)).T, 0, 1) ** rng.uniform(0.6, 1.6)
+    return np.dstack([(values * 255).astype(np.uint8), alpha])
+
+
+def _hue(angle: float) -> np.ndarray:
+    """The 3 x 3 matrix that turns colours about the grey axis by ``angle`` radians."""
+    cos, sin = np.cos(angle), np.sin(angle) / 3**0.5
+    around = np.array(((0, -1, 1), (1, 0, -1), (-1, 1, 0)))
+    return cos * np.eye(3) + (1 - cos) / 3 + sin * around
 
 
 @cache
@@ -294,7 +329,7 @@ def _put_word(rng: np.random.Generator, canvas: _Canvas, sheet: lettering.Sheet,
     height, width = canvas.image.shape[:2]
     known = lettering.words()
     text = str(rng.integers(0, 1000)) if rng.random() < 0.2 else lettering.cased(rng, known[rng.integers(len(known))])
-    font, size = lettering.font_for(rng, look.unseen_fonts), int(rng.integers(20, 49))
+    font, size = lettering.font_for(rng, look.unseen_fonts), int(rng.integers(24, 53))
     wide, high = lettering.fonts.font(font, size).getlength(text) + 6, 1.2 * size
     if wide > width or (len(text) > 3 and wide / len(text) < 8):
         return
@@ -335,7 +370,7 @@ def draw_words(rng: np.random.Generator, size: tuple[int, int], look: Look = TRA
 def draw_any(rng: np.random.Generator, size: tuple[int, int], look: Look = TRAINING) -> Scene:
     """A scene of a random kind, as often as in training."""
     kind = rng.random()
-    if kind < 0.58:
+    if kind < 0.54:
         return draw(rng, size, look=look)
     if kind < 0.7:
         return draw_words(rng, size, look)

@@ -1,8 +1,8 @@
 """Where reading fewer bits pays: committed measurements of decode attention as a map of context and geometry.
 
-assets/results/kv_attention.json holds {"where": str, "rows": [{"context": int, "query_heads": int, "kv_heads": int, "head_dim":
-int, "milliseconds": {path: median}}]}. Paths whose names begin with "sdpa" are PyTorch's; those that begin with "certified" or
-"paper" read fewer bits.
+assets/results/kv_attention.json is what ``python -m bench.kv_attention --out`` wrote: {"where": str, "measured": {geometry:
+{context: {kernel: {"ms": median, ...}}}}}. "certified" and "paper" read fewer bits; "control" is ours with every bit;
+all others are other people's.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ NONE_YET = (
 RATIO_SCALE = [[0, "#b35806"], [0.5, "#f7f7f7"], [1, "#2166ac"]]
 
 
+OURS, CONTROL = ("certified", "paper"), "control"
+
+
 @dataclass(frozen=True)
 class Regime:
-    """One measured case: the fastest SDPA's time over that of the fastest reading of fewer bits; above 1, fewer bits pay."""
+    """One measured case: the fastest baseline's time over that of the fastest reading of fewer bits; above 1, fewer bits pay."""
 
     context: int
     geometry: str
@@ -38,28 +41,28 @@ def regimes(path: Path = COMMITTED) -> tuple[list[Regime], str]:
     """(the committed cases, where they were measured), none where the file is missing or of another kind."""
     try:
         found = json.loads(path.read_text())
-        return [_of(row) for row in found["rows"]], str(found["where"])
+        cases = [(g, int(c), k) for g, by_context in found["measured"].items() for c, k in by_context.items()]
+        return [_of(*case) for case in cases], str(found["where"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return [], ""
 
 
-def _of(row: dict) -> Regime:
-    times = {name: float(value) for name, value in row["milliseconds"].items()}
-    theirs = min((value, name) for name, value in times.items() if name.startswith("sdpa"))
-    ours = min((value, name) for name, value in times.items() if name.startswith(("certified", "paper")))
-    geometry = f"{row['query_heads']}/{row['kv_heads']} x {row['head_dim']}"
-    return Regime(int(row["context"]), geometry, theirs[0] / ours[0], f"{theirs[1]} {theirs[0]:.3g} ms, {ours[1]} {ours[0]:.3g} ms")
+def _of(geometry: str, context: int, kernels: dict) -> Regime:
+    times = {name: float(kernel["ms"]) for name, kernel in kernels.items()}
+    theirs = min((value, name) for name, value in times.items() if name not in (*OURS, CONTROL))
+    ours = min((value, name) for name, value in times.items() if name in OURS)
+    return Regime(context, geometry, theirs[0] / ours[0], f"{theirs[1]} {theirs[0]:.3g} ms, {ours[1]} {ours[0]:.3g} ms")
 
 
 def regime_figure(found: list[Regime], where: str) -> go.Figure:
     """A map of ratios: contexts across, geometries down; at least one case."""
     contexts = sorted({regime.context for regime in found})
-    geometries = sorted({regime.geometry for regime in found})
+    geometries = list(dict.fromkeys(regime.geometry for regime in found))
     cells = {(regime.geometry, regime.context): regime for regime in found}
     table = [[cells.get((geometry, context)) for context in contexts] for geometry in geometries]
     won = sum(regime.ratio > 1 for regime in found)
     chart = figure(
-        f"Reading fewer bits was faster than the fastest SDPA in {won} of {len(found)} cases, on {where}.",
+        f"Reading fewer bits was faster than the fastest baseline in {won} of {len(found)} cases, on {where}.",
         60 * len(geometries) + 40,
     )
     chart.add_heatmap(
@@ -78,5 +81,5 @@ def regime_figure(found: list[Regime], where: str) -> go.Figure:
         ygap=1,
     )
     chart.update_xaxes(title_text="tokens of context", type="category", showgrid=False)
-    chart.update_yaxes(title_text="query / KV heads x dimension", type="category", automargin=True, showgrid=False)
+    chart.update_yaxes(title_text="layer of", type="category", automargin=True, showgrid=False)
     return chart

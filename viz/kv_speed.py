@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from statistics import quantiles
-from time import monotonic
+from time import monotonic, sleep
 
 import plotly.graph_objects as go
 import torch
@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bench.timing import Timing, measure
 from kvquant import kernels
-from kvquant.kernels import triton_decode
+from kvquant.kernels import triton_decode, warming
 from kvquant.modes import Certified, Exact, Mode, Paper
 from kvquant.store import Store
 from viz.kv_run import describe_mode
@@ -81,14 +81,9 @@ def on_gpu() -> bool:
 
 def kernel_reason() -> str:
     """Which kernel reads the planes, and why, in one sentence."""
-    module = kernels.decode_attention.__module__.rsplit(".", 1)[-1]
-    if module == "reference":
-        return (
-            "Planes are read by the reference kernel, the definition in plain torch: it chooses rows step by step, counts every "
-            "byte and was not made to be fast. It runs because no fast kernel is behind this door yet; "
-            f"{triton_decode.available()[1]}"
-        )
-    return f"Planes are read by {kernels.decode_attention.__module__}, the kernel that kvquant.kernels chose for this machine."
+    if on_gpu():
+        return f"Planes are read by the plain torch reference: the compiled kernel is for CPUs. {triton_decode.available()[1]}"
+    return f"Planes are read by the {kernels.kernel_reason()}"
 
 
 def synthetic(
@@ -122,7 +117,7 @@ def paths(context: int, geometry: tuple[int, int, int], modes: list[Mode], sprea
         arguments = (q[:, :, None].to(dtype), k.to(dtype), v.to(dtype))
         for function, form in ((folded, "group folded"), (grouped, "enable_gqa")):
             yield Path(f"SDPA {short}, {form}", "sdpa", partial(function, *arguments), 2 * k.nbytes, 16.0)
-    for format in ["fixed"] + ["half"] * any(isinstance(mode, Paper) for mode in modes):
+    for format in formats(modes):
         store = Store(format, window=0)
         store.append(k, v)
         kind = Paper if format == "half" else Certified
@@ -133,6 +128,11 @@ def paths(context: int, geometry: tuple[int, int, int], modes: list[Mode], sprea
             planes = "half" if format == "half" else "fixed-point"
             name = f"ours, every bit ({planes} planes)" if every else f"ours, {describe_mode(mode)}"
             yield Path(name, "all bits" if every else "fewer bits", run, trace.bytes_read, trace.mean_bits)
+
+
+def formats(modes: list[Mode]) -> list[str]:
+    """The planes that ``modes`` and their controls read."""
+    return ["fixed"] + ["half"] * any(isinstance(mode, Paper) for mode in modes)
 
 
 def stream_rate(device: str) -> float:
@@ -151,6 +151,9 @@ def speeds(context: int, geometry: tuple[int, int, int], modes: list[Mode], spre
 
     Raises ValueError where the numbers do not fit the planes, RuntimeError where memory does not suffice.
     """
+    while device == "cpu" and any(warming.making(format) for format in formats(modes)):
+        yield Progress(0.0, "compiling the kernels for this processor, once: about a minute", [], 0.0)
+        sleep(0.5)
     yield Progress(0.0, "measuring how fast memory streams", [], 0.0)
     rate = stream_rate(device)
     prepared: list[Path] = []

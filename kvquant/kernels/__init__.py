@@ -1,8 +1,55 @@
 """Kernels of decode attention over a store. ``reference`` defines what every other must return.
 
-``decode_attention`` is the one door: the fastest kernel that serves a store and a mode will stand behind it.
+``decode_attention`` is the one door: a compiled CPU kernel (``fast``) where it serves the request, the reference elsewhere;
+``reason`` says which, and why.
 """
 
-from kvquant.kernels.reference import decode_attention
+from __future__ import annotations
 
-__all__ = ["decode_attention"]
+import torch
+
+from kvquant.kernels import fast, reference, warming
+from kvquant.modes import Mode, Trace
+from kvquant.store import Store
+
+__all__ = ["decode_attention", "kernel_reason", "reason", "unserved", "warm_up"]
+
+
+def decode_attention(
+    q: torch.Tensor,
+    store: Store,
+    mode: Mode,
+    mask: torch.Tensor | None = None,
+    scale: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[torch.Tensor, Trace]:
+    """softmax(scale q.K) V of one query per head, by the fastest kernel there is; see :func:`reference.decode_attention`."""
+    reference.check(q, store, mode, mask)
+    if unserved(q, store, dtype) is None:
+        return fast.decode_attention(q, store, mode, mask, scale)
+    return reference.decode_attention(q, store, mode, mask, scale, dtype)
+
+
+def unserved(q: torch.Tensor, store: Store, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why the compiled kernel does not answer this request now, in one sentence; None where it does."""
+    if why := fast.unserved(q, store, dtype):
+        return why
+    usable, why = warming.ready(store.format)
+    return None if usable else why
+
+
+def reason(q: torch.Tensor, store: Store) -> str:
+    """One sentence for the page: which kernel answers this query, and why."""
+    return unserved(q, store) or warming.ready(store.format)[1]
+
+
+def kernel_reason(format: str = "fixed") -> str:
+    """One sentence for the page: whether the compiled kernel of a storage format runs on this machine now."""
+    return warming.ready(format)[1]
+
+
+def warm_up() -> str:
+    """Compiles the kernels of both formats, or loads them; waits for it. Returns :func:`kernel_reason`."""
+    for format in ("half", "fixed"):
+        warming.make(format)
+    return kernel_reason()

@@ -285,7 +285,16 @@ def test_speed_paths_compute_the_same_attention_and_take_turns(monkeypatch):
     assert all(a.share <= b.share + 1e-9 for a, b in pairwise(states))
     chart = kv_speed.speed_figure(final, "256 tokens")
     assert "times" in chart.layout.title.text and "theory, not measured" in chart.data[-1].name
-    assert "reference kernel" in kv_speed.kernel_reason()
+    assert kv_speed.kernel_reason().startswith("Planes are read by the")
+
+
+def test_speeds_are_taken_once_the_kernels_are_compiled(monkeypatch):
+    left = [True, True, False]
+    monkeypatch.setattr(kv_speed.warming, "making", lambda format: left.pop(0) if left else False)
+    monkeypatch.setattr(kv_speed, "sleep", lambda seconds: None)
+    states = kv_speed.speeds(128, (2, 1, 16), [Certified(0.05)], 1.0, "cpu")
+    steps = [next(states).step for _ in range(3)]
+    assert all("compiling" in step for step in steps[:2]) and "streams" in steps[2]
 
 
 def test_scores_of_synthetic_numbers_spread_as_asked():
@@ -297,11 +306,11 @@ def test_scores_of_synthetic_numbers_spread_as_asked():
 def test_regimes_are_read_and_their_absence_is_said(tmp_path):
     path = tmp_path / "kv_attention.json"
     assert kv_regimes.regimes(path) == ([], "")
-    row = {"context": 4096, "query_heads": 28, "kv_heads": 4, "head_dim": 128}
-    row["milliseconds"] = {"sdpa_bf16_folded": 2.0, "sdpa_fp16": 3.0, "certified_0.02": 1.0, "paper": 4.0, "all_bits": 0.5}
-    path.write_text(json.dumps({"where": "a test", "rows": [row]}))
+    kernels = {"sdpa_bf16_folded": 2.0, "sdpa_fp16": 3.0, "ort_int8": 2.5, "certified": 1.0, "paper": 4.0, "control": 0.5}
+    measured = {"qwen2.5-vl-7b": {"4096": {name: {"ms": ms} for name, ms in kernels.items()}}}
+    path.write_text(json.dumps({"where": "a test", "measured": measured}))
     (found,), where = kv_regimes.regimes(path)
-    assert found.ratio == 2.0 and found.geometry == "28/4 x 128" and where == "a test"
+    assert found.ratio == 2.0 and found.geometry == "qwen2.5-vl-7b" and where == "a test"
     assert "1 of 1 cases" in kv_regimes.regime_figure([found], where).layout.title.text.replace("<br>", " ")
 
 
