@@ -180,7 +180,12 @@ def wire_lab(tools: lab.Lab, asked: gr.State, percent: gr.Slider, tokens: gr.Num
             found = workbench.divergences(asked, percent, methods)
             said.update({tools.divergence: found.figure, tools.divergence_title: headline(found.title)})
             said[tools.notice] = studio.notice(found.note)
-        return said
+        yield said
+        with lab.told(tools.notice) as said:
+            said[tools.notice] = gr.skip()
+            for page in workbench.several(asked, percent, methods):
+                yield {tools.several: page}
+        yield said
 
     calm = {"concurrency_limit": 1, "concurrency_id": "lab", "show_progress": "hidden", "api_visibility": "private"}
     look = {
@@ -200,8 +205,11 @@ def wire_lab(tools: lab.Lab, asked: gr.State, percent: gr.Slider, tokens: gr.Num
     point.then(**run)
     tools.reason.pick(pick, [asked, percent], [tools.notice, tools.reason, tools.picked], **calm)
     # Another picture, question or method: what was measured is of the one before.
-    asked.change(None, outputs=[tools.divergence_title, tools.divergence], js="() => ['', null]", api_visibility="private")
-    tools.measure.click(measure, [asked, percent, tools.methods], [tools.notice, tools.divergence_title, tools.divergence], **calm)
+    measured = [tools.divergence_title, tools.divergence, tools.several]
+    asked.change(None, outputs=measured, js="() => ['', null, '']", api_visibility="private")
+    # It takes seconds: the other tools need not wait for it.
+    slow = calm | {"concurrency_id": "measure", "trigger_mode": "once"}
+    tools.measure.click(measure, [asked, percent, tools.methods], [tools.notice, *measured], **slow)
 
 
 def wire_bits(tab: kv_tab.Tab, asked: list) -> None:

@@ -90,12 +90,23 @@ def comparison(full: Answer | None, pruned: Answer | None, trimmed: Answer | Non
     return "".join(parts)
 
 
+def several(written: dict[str, Answer | None]) -> str:
+    """The words of many answers by title, as HTML; the first is what the others are compared with, None where one waits."""
+    whole = next(iter(written.values()))
+    cards = []
+    for index, (title, answer) in enumerate(written.items()):
+        split = parting(whole, answer) if index and whole and answer else None
+        cards.append(_card(f"several-{index}", escape(title), answer, split, None))
+    return f'<div class="tl-answers tl-several">{"".join(cards)}</div>'
+
+
 def waiting(text: str) -> str:
     """The panel while there is no answer."""
     return f'<div class="tl-answers-empty">{escape(text)}</div>'
 
 
-def _card(key: str, title: str, answer: Answer | None, split: int | None, longest: float) -> str:
+def _card(key: str, title: str, answer: Answer | None, split: int | None, longest: float | None) -> str:
+    """One answer; ``longest``: the seconds of the longest bar, None for a card without times."""
     if answer is None:
         return f'<section class="tl-card" data-answer="{key}"><h4>{title}</h4><p class="tl-text tl-waiting">waiting</p></section>'
     words = "".join(
@@ -104,11 +115,12 @@ def _card(key: str, title: str, answer: Answer | None, split: int | None, longes
         for index, piece in enumerate(answer.pieces)
     )
     state = "done" if answer.done else "running"
+    bar = "" if longest is None else _bar(answer, longest)
     turns = "".join(f'<p class="tl-turn"><b>{escape(q)}</b> {escape(a)}</p>' for q, a in answer.history)
     detail = f"{answer.kept_tokens} of {answer.visual_tokens} visual tokens, {answer.prompt_tokens} in the prompt"
     return (
         f'<section class="tl-card" data-answer="{key}" data-state="{state}"><h4>{title} <small>{escape(detail)}</small></h4>{turns}'
-        f'<p class="tl-text">{words}{"" if answer.done else "<span class=tl-caret></span>"}</p>{_bar(answer, longest)}</section>'
+        f'<p class="tl-text">{words}{"" if answer.done else "<span class=tl-caret></span>"}</p>{bar}</section>'
     )
 
 

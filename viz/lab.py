@@ -41,6 +41,7 @@ class Lab:
     measure: gr.Button
     divergence_title: gr.HTML
     divergence: gr.Plot
+    several: gr.HTML
     reason: gr.HTML
 
     @property
@@ -90,15 +91,16 @@ def build() -> Lab:
                     with gr.Column(scale=5, min_width=320):
                         overlap_title = gr.HTML()
                         overlap = gr.Plot(show_label=False, elem_id="overlap-plot")
-                measure = gr.Button("Measure where the answers part (a forward pass a method)", elem_id="measure")
+                measure = gr.Button("Measure where the answers part, and show the first four", elem_id="measure")
                 divergence_title = gr.HTML()
                 divergence = gr.Plot(show_label=False, elem_id="divergence-plot")
+                several = gr.HTML(elem_id="several", apply_default_css=False)
             with gr.Tab(TABS["reason"], id="reason") as fourth_tab:
                 gr.Markdown(reasons.NOTE)
                 reason = reasons.component()
     tabs = dict(zip(TABS, (first_tab, second_tab, third_tab, fourth_tab), strict=True))
     trade = (axis, title, plot, points)
-    both = (first, second, methods, two, overlap_title, overlap, measure, divergence_title, divergence)
+    both = (first, second, methods, two, overlap_title, overlap, measure, divergence_title, divergence, several)
     return Lab(accordion, tabs, is_open, tab, picked, notice, *trade, space, *both, reason)
 
 

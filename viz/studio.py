@@ -196,7 +196,7 @@ def compare(ask: Ask, percent: float, trimmed: bool = False) -> Iterator[str]:
         question = questions.clean(asked)
         written: list[Answer | None] = [None, None, None]
         for index, side in enumerate(sides):
-            for answer in _stream(vlm, (ask.model, image.key, question, side.key, said[index]), image, question, side, said[index]):
+            for answer in stream(vlm, image, question, side, said[index]):
                 written[index] = answer
                 yield answers.comparison(*written, where=vlm.placement.reason)
             said[index] += ((question, written[index].text),)
@@ -226,7 +226,9 @@ def show(ask: Ask | None, percent: float, session: str, with_overlay: bool = Tru
         yield Shown(notice=notice(text))
 
 
-def _stream(vlm: Vlm, key: Hashable, image: Encoded, question: str, side: Side, history: tuple) -> Iterator[Answer]:
+def stream(vlm: Vlm, image: Encoded, question: str, side: Side, history: tuple[tuple[str, str], ...] = ()) -> Iterator[Answer]:
+    """A side's answer as it grows, or at once where it is known; ``history``: its own conversation so far."""
+    key = (vlm.name, image.key, question, side.key, history)
     known = ANSWERS.get(key)
     if known is not None:
         yield known

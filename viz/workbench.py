@@ -1,6 +1,7 @@
 """What the reading tools do, as plain functions: from the picture in use to payloads and figures. Nothing here runs by itself."""
 
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from pruning.kernels import unit_rows
 from pruning.registry import METHODS, Method
 from pruning.tokens import IMAGE, Ranking, keep_count
 from pruning.tradeoff import Sweep, sweep
-from viz import compare, features, reasons, studio, tradeoff
+from viz import answers, compare, features, reasons, studio, tradeoff
 from viz.studio import Ask
 from viz.style import name_of
 from vlm import inside, questions
@@ -21,7 +22,8 @@ from vlm.images import open_image
 from vlm.model import Answer, Encoded, Vlm, last
 from vlm.open import open_vlm
 
-SWEEPS, FULL = studio.Results(64), studio.Results(32)
+SWEEPS = studio.Results(64)
+MOST_ANSWERS = 4
 DEFAULT_METHODS = ("idpruner", "topk", "divprune", "cdpruner", "scope", "visionzip")
 
 
@@ -193,22 +195,13 @@ def forced_logits(
         return vlm.model(**arguments, use_cache=False, logits_to_keep=len(token_ids)).logits[0].float()
 
 
-def _full_answer(of: Scene) -> Answer:
-    key = (of.ask.model, of.image.key, of.question)
-    known = FULL.get(key)
-    if known is None:
-        known = last(of.vlm.answer([of.image], of.question, max_new_tokens=studio.MAX_NEW_TOKENS))
-        FULL.put(key, known)
-    return known
-
-
 def divergences(ask: Ask | None, percent: float, keys: list[str]) -> Reading:
     """KL of every token of the full answer, under each chosen method; one forward pass a method."""
     of = scene(ask, percent)
     found, failed = rankings(of, keys or [of.ask.method])
     if not found:
         raise UserError(failed)
-    answer = _full_answer(of)
+    answer = last(studio.stream(of.vlm, of.image, of.question, studio.Side()))
     full = forced_logits(of.vlm, of.image, of.question, answer.token_ids)
     apart = {
         key: compare.divergence(full, forced_logits(of.vlm, of.image, of.question, answer.token_ids, ranking, of.k))
@@ -216,3 +209,19 @@ def divergences(ask: Ask | None, percent: float, keys: list[str]) -> Reading:
     }
     title = compare.divergence_headline(apart, of.k, len(of.ranking.order))
     return Reading(None, compare.divergence_figure(apart, answer.pieces), title, failed)
+
+
+def several(ask: Ask | None, percent: float, keys: list[str]) -> Iterator[str]:
+    """The full answer beside those of the first ``MOST_ANSWERS`` methods, as HTML, while they are written."""
+    of = scene(ask, percent)
+    found, failed = rankings(of, (keys or [of.ask.method])[:MOST_ANSWERS])
+    if not found:
+        raise UserError(failed)
+    sides = {"All patches": studio.Side()}
+    for key, ranking in found.items():
+        sides[name_of(key)] = studio.Side(ranking, studio.method_of(replace(of.ask, method=key)), studio.share_of(percent))
+    written: dict[str, Answer | None] = dict.fromkeys(sides)
+    for name, side in sides.items():
+        for answer in studio.stream(of.vlm, of.image, of.question, side):
+            written[name] = answer
+            yield answers.several(written)

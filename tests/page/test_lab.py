@@ -36,6 +36,15 @@ def state(page: Page, tool: str, name: str) -> str:
     return page.locator(f"#{tool} [data-{name}]").first.get_attribute(f"data-{name}") or ""
 
 
+PIXELS = """() => {
+  const canvas = document.querySelector('#compare-map canvas');
+  const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  let sum = 0;
+  for (let i = 0; i < data.length; i += 4) sum = (sum * 31 + data[i]) % 1000003;
+  return sum;
+}"""
+
+
 def test_nothing_is_computed_before_the_tools_are_opened(open_page):
     page = open_page()
     wait_for_answers(page)
@@ -111,6 +120,30 @@ def test_two_methods_and_the_reason_of_a_patch(open_page):
     page.locator("#tokens input").press("Enter")
     expect(words).to_contain_text("row 1, column 1")
     expect(words).to_contain_text(re.compile("kept, as number|100 of 256 are kept"), timeout=30_000)
+
+
+def test_two_methods_are_swiped_and_several_answer(open_page):
+    page = open_page(1400, 1600)
+    open_lab(page, "Compare methods")
+    expect(page.locator("#compare-map [data-counts]")).to_be_attached(timeout=30_000)
+    still = page.evaluate(PIXELS)
+    page.locator("#compare-map label:has-text('swipe')").click()
+    canvas = page.locator("#compare-map canvas")
+    page.wait_for_function(f"() => ({PIXELS})() !== {still}")
+    box = canvas.bounding_box()
+    before = page.evaluate(PIXELS)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + 40, steps=4)
+    page.mouse.up()
+    assert page.locator("#compare-map .tl-swipe").input_value() == "20"
+    page.wait_for_function(f"() => ({PIXELS})() !== {before}")
+    page.locator("#measure").click()
+    expect(page.locator("#divergence-plot .heatmaplayer")).to_be_visible(timeout=60_000)
+    expect(page.locator("#several [data-state=done]")).to_have_count(5, timeout=60_000)
+    page.locator("#question textarea").fill("How many things do you see?")
+    page.locator("#question textarea").press("Enter")
+    expect(page.locator("#several [data-state=done]")).to_have_count(0, timeout=30_000)
 
 
 def test_narrow_dark_tools_do_not_overflow(open_page):

@@ -15,7 +15,7 @@ from pruning.registry import METHODS, get_method
 from pruning.tokens import VisualTokens
 from pruning.tradeoff import AXES, sweep
 from tests.unit.tiny import noise, tiny_model, tiny_vlm
-from viz import compare, features, lab, reasons, studio, tradeoff, workbench
+from viz import compare, features, lab, reasons, studio, style, tradeoff, workbench
 from vlm.errors import UserError
 from vlm.model import last
 
@@ -33,7 +33,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path) -> studio.Ask:
     vlm = tiny_vlm(tiny_model(0))
     monkeypatch.setattr(workbench, "open_vlm", lambda name: vlm)
     monkeypatch.setattr(workbench, "SWEEPS", studio.Results(8))
-    monkeypatch.setattr(workbench, "FULL", studio.Results(8))
+    monkeypatch.setattr(studio, "ANSWERS", studio.Results(32))
     path = tmp_path / "noise.png"
     Image.effect_noise((224, 224), 90).convert("RGB").save(path)
     return studio.Ask("tiny", str(path), "What is this?", "idpruner", "neg-cos-mean", 0.5)
@@ -179,6 +179,21 @@ def test_where_teacher_forcing_leaves_is_where_the_answers_part(ask):
         pruned = last(vlm.answer([image], ask.question, [ranking], 0.75, studio.MAX_NEW_TOKENS))
         split = studio.answers.parting(full, pruned)
         assert (name in crosses) == (split is not None) and (split is None or math.floor(crosses[name]) == split)
+
+
+def test_every_method_has_its_own_short_name():
+    names = [style.name_of(key) for key in METHODS]
+    assert len(set(names)) == len(names), names
+
+
+def test_several_methods_answer_beside_the_full_model(ask):
+    pages = list(workbench.several(ask, 75, ["idpruner", "random", "topk", "uniform", "divprune"]))
+    final = pages[-1]
+    assert final.count('data-state="done"') == 1 + workbench.MOST_ANSWERS and "Uniform grid" in final and "DivPrune" not in final
+    assert "waiting" in pages[0] and "16 of 64 visual tokens" in final and "tl-times" not in final
+    assert len(list(workbench.several(ask, 75, ["idpruner", "random"]))) == 3, "known answers are not written again"
+    with pytest.raises(UserError, match="choose or upload"):
+        next(workbench.several(None, 75, ["idpruner"]))
 
 
 def test_the_lab_reads_the_picture_in_use(ask):
