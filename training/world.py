@@ -8,22 +8,12 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance
 
-from training import charts, documents, icons, lettering, photos
+from training import charts, documents, icons, lettering
+from training.grounds import ground
+from training.pictures import COLORS, SHAPES, picture
 
 CELL = 28
-COLORS = {
-    "red": (222, 42, 42),
-    "orange": (245, 140, 20),
-    "yellow": (248, 214, 30),
-    "green": (40, 165, 70),
-    "blue": (40, 100, 225),
-    "purple": (140, 60, 190),
-    "black": (20, 20, 24),
-    "white": (250, 250, 250),
-}
-SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 BACKGROUND, IGNORE = 0, -1
 # (height, width): multiples of 112, so that the windows of a training batch are one tensor; 64 to 256 visual tokens.
 SIZES = ((224, 224), (224, 336), (336, 224), (336, 336), (224, 448), (448, 224), (448, 448))
@@ -131,106 +121,6 @@ def place_name(row: int, column: int) -> str:
 
 
 @cache
-def _shape_mask(shape: str, side: int) -> np.ndarray:
-    big = 4 * side
-    mask = Image.new("L", (big, big))
-    draw = ImageDraw.Draw(mask)
-    lo, hi, mid = 0.06 * big, 0.94 * big, big / 2
-    if shape == "circle":
-        draw.ellipse((lo, lo, hi, hi), fill=255)
-    elif shape == "square":
-        draw.rectangle((lo, lo, hi, hi), fill=255)
-    elif shape == "triangle":
-        draw.polygon(((mid, lo), (hi, hi), (lo, hi)), fill=255)
-    elif shape == "diamond":
-        draw.polygon(((mid, lo), (hi, mid), (mid, hi), (lo, mid)), fill=255)
-    elif shape == "cross":
-        a, b = 0.36 * big, 0.64 * big
-        draw.rectangle((a, lo, b, hi), fill=255)
-        draw.rectangle((lo, a, hi, b), fill=255)
-    else:
-        angles = np.arange(10) * np.pi / 5
-        radius = np.where(np.arange(10) % 2, 0.19, 0.47) * big
-        draw.polygon(list(zip(mid + radius * np.sin(angles), mid - radius * np.cos(angles), strict=True)), fill=255)
-    return np.asarray(mask.resize((side, side), Image.Resampling.BOX))
-
-
-def ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A ground, float32 [H, W, 3] in 0..255, that is never so busy that it hides what stands on it."""
-    kind = rng.choice(6, p=(0.24, 0.16, 0.1, 0.1, 0.14, 0.26))
-    first, second = rng.uniform(30, 255, 3), rng.uniform(30, 255, 3)
-    if rng.random() < 0.5:
-        first = 200 + 0.2 * first
-    ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
-    if kind == 0:
-        mix = np.zeros((height, width), np.float32)
-    elif kind == 1:
-        angle = rng.uniform(0, 2 * np.pi)
-        mix = (np.cos(angle) * xs / width + np.sin(angle) * ys / height + 1) / 2
-    elif kind == 2:
-        period = rng.uniform(12, 60)
-        angle = rng.uniform(0, np.pi)
-        mix = 0.35 * (np.sin((np.cos(angle) * xs + np.sin(angle) * ys) * 2 * np.pi / period) > 0)
-    elif kind == 3:
-        period = int(rng.integers(12, 56))
-        mix = 0.3 * (((ys // period) + (xs // period)) % 2)
-    elif kind == 4:
-        coarse = rng.random((int(rng.integers(3, 9)), int(rng.integers(3, 9))), np.float32)
-        mix = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-    else:
-        photo = photos.photos()[rng.integers(len(photos.photos()))]
-        side = int(rng.integers(120, min(photo.shape[:2])))
-        y, x = rng.integers(photo.shape[0] - side), rng.integers(photo.shape[1] - side)
-        crop = Image.fromarray(photo[y : y + side, x : x + side]).resize((width, height), Image.Resampling.BILINEAR)
-        strength = rng.uniform(0.4, 0.9)
-        return np.asarray(crop, np.float32) * strength + first.astype(np.float32) * (1 - strength)
-    return (first * (1 - mix[..., None]) + second * mix[..., None]).astype(np.float32)
-
-
-def _picture(rng: np.random.Generator, name: str, side: int, look: Look) -> np.ndarray:
-    """RGBA uint8 [side, side, 4] of one item."""
-    if " " in name:
-        color, shape = name.split()
-        rgba = np.empty((side, side, 4), np.uint8)
-        rgba[..., :3] = np.clip(np.array(COLORS[color]) + rng.normal(0, 10, 3), 0, 255)
-        rgba[..., 3] = _shape_mask(shape, side)
-        return rgba
-    artists = look.artists_of(name)
-    picture = icons.icon(name, artists[rng.integers(len(artists))], side)
-    if look.varied and rng.random() < 0.5:
-        picture = _vary(rng, picture)
-    return picture[:, ::-1] if rng.random() < 0.5 else picture
-
-
-def _vary(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
-    """The pictogram turned, sheared, stretched and tinted, as another artist might have drawn it."""
-    side = len(picture)
-    angle = rng.uniform(-0.4, 0.4)
-    turn = np.array(((np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))))
-    bend = np.array(((rng.uniform(0.95, 1.25), rng.uniform(-0.2, 0.2)), (0, rng.uniform(0.95, 1.25))))
-    matrix = turn @ bend
-    shift = side / 2 - matrix @ np.full(2, side / 2)
-    image = Image.fromarray(picture).transform(
-        (side, side),
-        Image.Transform.AFFINE,
-        (*matrix[0], shift[0], *matrix[1], shift[1]),
-        Image.Resampling.BILINEAR,
-    )
-    alpha = image.getchannel("A")
-    plain = ImageEnhance.Color(image.convert("RGB")).enhance(rng.uniform(0, 1.6))
-    values = np.asarray(plain, np.float32) / 255
-    values = np.clip(values @ _hue(rng.normal(0, 0.35)).T, 0, 1) ** rng.uniform(0.6, 1.6)
-    return np.dstack([(values * 255).astype(np.uint8), alpha])
-
-
-def _hue(angle: float) -> np.ndarray:
-    """The 3 x 3 matrix that turns colours about the grey axis by ``angle`` radians."""
-    cos, sin = np.cos(angle), np.sin(angle) / 3**0.5
-    around = np.array(((0, -1, 1), (1, 0, -1), (-1, 1, 0)))
-    return cos * np.eye(3) + (1 - cos) / 3 + sin * around
-
-
-@cache
 def _nouns(look: Look) -> tuple[str, ...]:
     return tuple(noun for noun in look.nouns if look.artists_of(noun))
 
@@ -310,14 +200,14 @@ def _put_item(rng: np.random.Generator, canvas: _Canvas, smallest: int, largest:
     if not canvas.free(y, x, side, side):
         return
     name = items[-1].name if items and rng.random() < 0.12 else _name(rng, look)
-    picture = _picture(rng, name, side, look)
-    alpha = picture[..., 3:].astype(np.float32) / 255
+    drawn = picture(rng, name, side, look.artists_of(name), look.varied)
+    alpha = drawn[..., 3:].astype(np.float32) / 255
     spot = image[y : y + side, x : x + side]
     # A white shape on white paper cannot be seen: such an item is not there.
     solid = alpha[..., 0] > 0.5
-    if np.abs(spot[solid].mean(0) - picture[..., :3][solid].mean(0)).max() < 28:
+    if np.abs(spot[solid].mean(0) - drawn[..., :3][solid].mean(0)).max() < 28:
         return
-    spot += alpha * (picture[..., :3] - spot)
+    spot += alpha * (drawn[..., :3] - spot)
     whole = np.zeros((height, width), bool)
     whole[y : y + side, x : x + side] = solid
     canvas.cover(name, whole)
