@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.unit.tiny import assert_close, noise, tiny_model
-from training import charts, icons, lettering, questions, tower, world
+from training import charts, icons, lettering, pictures, questions, tower, world
 from training.questions import Question, ask, is_right
 
 quick = settings(deadline=None, max_examples=30, derandomize=True)
@@ -152,6 +152,21 @@ def test_answers_follow_from_the_scene(seed):
             assert asked.answer.lower().rstrip(".") in known
         elif kind == "document":
             assert asked.answer in {answer for _, answer in scene.document.facts}
+
+
+@quick
+@given(seeds)
+def test_varied_pictograms_are_other_drawings_of_the_same_thing(seed):
+    rng, artists = np.random.default_rng(seed), list(icons.ARTISTS)
+    plain = [icons.icon("cat", artist, 64)[:, ::flip].copy() for artist in artists for flip in (1, -1)]
+    drawn = [pictures.picture(rng, "cat", 64, artists, True) for _ in range(40)]
+    known = [any(np.array_equal(one, other) for other in plain) for one in drawn]
+    print(f"{sum(known)} of 40 as they were drawn")
+    assert 6 <= sum(known) <= 34
+    for one in drawn:
+        assert one.shape == (64, 64, 4) and one.dtype == np.uint8 and (one[..., 3] > 127).mean() > 0.1
+    grey = pictures._hue(0.7) @ np.ones(3)
+    assert np.allclose(grey, 1) and np.allclose(pictures._hue(0.0), np.eye(3))
 
 
 @quick
