@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from html import escape
 from statistics import median
 
+from kvquant.kernels import kernel_reason
 from vlm.model import Answer
 
 STEPS = (
@@ -180,8 +181,8 @@ def _trimmed_note(pruned: Answer, trimmed: Answer) -> str:
         same = "Writing ..."
     return (
         f'<p class="tl-agreement" data-trimmed="note">Trimmed bits: {bits:.1f} bits per number of the KV cache were read, '
-        f"{share:.0%} of a 16-bit cache's bytes. {same} A decode step took {speed}: this is the reading, not yet a fast kernel for "
-        "it, and it saves no memory.</p>"
+        f"{share:.0%} of a 16-bit cache's bytes. {same} A decode step took {speed}. "
+        f"It saves no memory. Read by the {escape(kernel_reason())}</p>"
     )
 
 
