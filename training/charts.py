@@ -76,8 +76,12 @@ def draw(rng: np.random.Generator, height: int, width: int, palette: dict[str, t
     else:
         color = tuple(palette[chosen[0]])
         pen.line(list(zip(xs, ys, strict=True)), fill=color, width=3)
-        for x, y in zip(xs, ys, strict=True):
+        for x, y, value in zip(xs, ys, values, strict=True):
             pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color)
+            if printed:
+                # The line does not run through its numbers.
+                wide = 0.32 * size * len(str(value))
+                pen.rectangle((x - wide, y - 1.2 * size, x + wide, y - 0.35 * size), fill=tuple(int(c) for c in ground))
     sheet = lettering.Sheet(np.asarray(image, np.float32).copy())
     font = lettering.font_for(rng, unseen)
     for x, y, label, value in zip(xs, ys, labels, values, strict=True):

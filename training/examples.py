@@ -14,7 +14,7 @@ SCENES = (
     ("objects", (448, 448), 4, 3, "What is in the picture?"),
     ("objects", (336, 336), 1, 1, "What is this?"),
     ("objects", (448, 448), 5, 2, "How many objects are there?"),
-    ("objects", (224, 448), 3, 5, "What is at the {place}?"),
+    ("objects", (224, 448), 3, 10, "What is at the {place}?"),
     ("objects", (448, 448), 3, 8, "Where is the {name}?"),
     ("words", (448, 448), 2, 7, "read"),
     ("chart", (448, 448), 0, 4, "chart"),
