@@ -206,10 +206,10 @@ def wire_lab(tools: lab.Lab, asked: gr.State, percent: gr.Slider, tokens: gr.Num
     tools.reason.pick(pick, [asked, percent], [tools.notice, tools.reason, tools.picked], **calm)
     # Another picture, question or method: what was measured is of the one before.
     measured = [tools.divergence_title, tools.divergence, tools.several]
-    asked.change(None, outputs=measured, js="() => ['', null, '']", api_visibility="private")
     # It takes seconds: the other tools need not wait for it.
     slow = calm | {"concurrency_id": "measure", "trigger_mode": "once"}
-    tools.measure.click(measure, [asked, percent, tools.methods], [tools.notice, *measured], **slow)
+    measuring = tools.measure.click(measure, [asked, percent, tools.methods], [tools.notice, *measured], **slow)
+    asked.change(None, outputs=measured, js="() => ['', null, '']", cancels=[measuring], api_visibility="private")
 
 
 def wire_bits(tab: kv_tab.Tab, asked: list) -> None:

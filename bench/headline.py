@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     for task in tasks:
         wanted = {key: settings_of(*key, "trained" if vlm.scorer else None) for key in pruned}
         extra = [Setting("none"), *([Setting("blank")] if arguments.unpruned_only else [])]
-        scores = answered(vlm, task, SEED, items(task, arguments.limit), [*extra, *(s for group in wanted.values() for s in group)])
+        scores = answered(vlm, task, items(task, arguments.limit), [*extra, *(s for group in wanted.values() for s in group)])
         full[task] = scores[extra[0]]
         blank[task] = scores[extra[-1]]
         for key, group in wanted.items():

@@ -21,7 +21,6 @@ import argparse
 import json
 import platform
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from bench.timing import Timing, measure
 from kvquant.kernels import decode_attention, warm_up
 from kvquant.modes import Certified, Exact, Mode, Paper
 from kvquant.store import Store
+from vlm.device import synchronise
 
 # Query heads, KV heads, head dimension.
 GEOMETRIES = {
@@ -46,6 +46,8 @@ CONTEXTS = tuple(1024 << k for k in range(8))
 KERNELS = "certified paper control sdpa_bf16 sdpa_bf16_folded sdpa_fp16 sdpa_fp16_folded ort_int8".split()
 # Together the layers' 16-bit numbers exceed a last-level cache of 32 MiB, even without the other kernels' caches in between.
 COLD, MOST_LAYERS = 64 << 20, 4
+# Larger than the caches of most processors, smaller than what a visitor's machine would miss.
+STREAM_BYTES = 1 << 28
 # Memory that a layer's caches of all kinds take while they are built, over that of its K and V in 16 bits; and tokens of a prompt
 # that are stored in one go.
 ROOM = 10
@@ -76,18 +78,21 @@ def planes(layers: list, mode: Mode, format: str) -> Kernel:
     return Kernel(run, sum(t.bytes_read for t in traces) // len(traces))
 
 
-def torch_sdpa(layers: list, dtype: torch.dtype, folded: bool) -> Kernel:
-    """torch on K and V in ``dtype``."""
-    cast = [tuple(x.to(dtype) for x in layer) for layer in layers]
-    (_, heads, dim), kv_heads = layers[0][0].shape, layers[0][1].shape[1]
+def folded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attention of [1, Hq, 1, D] with the query heads of a group as rows of one product: K and V are read once. As q."""
+    groups = q.view(1, k.shape[1], -1, q.shape[-1])
+    return sdpa(groups, k, v).view(q.shape)
 
-    def run(i: int) -> torch.Tensor:
-        q, k, v = cast[i]
-        if folded:
-            return sdpa(q.view(1, kv_heads, heads // kv_heads, dim), k, v).view(1, heads, dim)
-        return sdpa(q[:, :, None], k, v, enable_gqa=True)[:, :, 0]
 
-    return Kernel(run, cast[0][1].nbytes + cast[0][2].nbytes)
+def grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attention of [1, Hq, 1, D] as PyTorch offers it for grouped heads."""
+    return sdpa(q, k, v, enable_gqa=True)
+
+
+def torch_sdpa(layers: list, dtype: torch.dtype, form: Callable) -> Kernel:
+    """torch on K and V in ``dtype``; form: :func:`folded` or :func:`grouped`."""
+    cast = [(q[:, :, None].to(dtype), k.to(dtype), v.to(dtype)) for q, k, v in layers]
+    return Kernel(lambda i: form(*cast[i])[:, :, 0], cast[0][1].nbytes + cast[0][2].nbytes)
 
 
 def onnxruntime(layers: list) -> Kernel:
@@ -106,8 +111,8 @@ def build(names: list[str], layers: list, error: float) -> dict[str, Kernel]:
         "ort_int8": lambda: onnxruntime(layers),
     }
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        for end, folded in (("", False), ("_folded", True)):
-            makers[f"sdpa_{name}{end}"] = lambda dtype=dtype, folded=folded: torch_sdpa(layers, dtype, folded)
+        for end, form in (("", grouped), ("_folded", folded)):
+            makers[f"sdpa_{name}{end}"] = lambda dtype=dtype, form=form: torch_sdpa(layers, dtype, form)
     if not kv_ort.available()[0]:
         del makers["ort_int8"]
     return {name: makers[name]() for name in names if name in makers}
@@ -141,14 +146,15 @@ def compare(geometry: str, context: int, names: list[str], error: float, repeats
     return {name: (times[name], errors[name], kernel.bytes) for name, kernel in kernels.items()}
 
 
-def stream_rate() -> float:
-    """Bytes per second at which torch reads memory here."""
-    x, best = torch.ones(1 << 26), float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
+def stream_rate(device: str = "cpu") -> float:
+    """Bytes a second at which memory is read here: the best of a few sums over a quarter of a gigabyte."""
+    x = torch.ones(STREAM_BYTES // 4, device=device)
+
+    def add() -> None:
         x.sum()
-        best = min(best, time.perf_counter() - start)
-    return x.nbytes / best
+        synchronise(device)
+
+    return STREAM_BYTES / min(measure({"sum": add}, 1)["sum"].median for _ in range(4))
 
 
 def fits(geometry: str, context: int) -> bool:
@@ -210,7 +216,9 @@ def main(argv: list[str] | None = None) -> int:
     line = json.dumps(record)
     print(line)
     if arguments.out:
-        arguments.out.write_text(json.dumps({"where": where(), "measured": record}) + "\n")
+        arguments.out.write_text(
+            json.dumps({"where": where(), "error": arguments.error, "data": arguments.data, "measured": record}) + "\n"
+        )
     return 0
 
 

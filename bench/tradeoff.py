@@ -93,7 +93,7 @@ def accuracy(vlm: Vlm, shares: list[float], tasks: list[str], limit: int, seed: 
     worth: dict[Setting, list[Measures]] = {setting: [] for setting in flat}
     for task in tasks:
         asked = items(task, limit, seed)
-        found = answered(vlm, task, seed, asked, [Setting("none"), *flat])
+        found = answered(vlm, task, asked, [Setting("none"), *flat])
         full[task] = found[Setting("none")]
         of_task = measured(vlm, asked, flat, scorer)
         for setting in flat:

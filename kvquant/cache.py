@@ -21,6 +21,7 @@ import torch
 from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, get_layer_types_and_kwargs
 
+from kvquant.kernels import reason
 from kvquant.modes import Exact, Mode, Paper, Trace
 from kvquant.planes import to_half
 from kvquant.store import Store
@@ -84,6 +85,12 @@ class KVCache(Cache):
     def traces(self) -> list[tuple[Trace, ...]]:
         """``traces[step][layer]`` of the newest decode steps, the newest last. Only attention under ``reading`` leaves any."""
         return list(zip(*(layer.traces for layer in self.layers), strict=False))
+
+    @property
+    def reader(self) -> str:
+        """The kernel that reads the cache now, and why, in one sentence."""
+        store = self.layers[-1].store
+        return reason(store.tail["k"], store) if store.length else ""
 
 
 def _storing(method: Callable) -> Callable:

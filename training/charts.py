@@ -80,8 +80,8 @@ def draw(rng: np.random.Generator, height: int, width: int, palette: dict[str, t
             pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color)
             if printed:
                 # The line does not run through its numbers.
-                wide = 0.32 * size * len(str(value))
-                pen.rectangle((x - wide, y - 1.2 * size, x + wide, y - 0.35 * size), fill=tuple(int(c) for c in ground))
+                half_width = 0.32 * size * len(str(value))
+                pen.rectangle((x - half_width, y - 1.2 * size, x + half_width, y - 0.35 * size), fill=tuple(int(c) for c in ground))
     sheet = lettering.Sheet(np.asarray(image, np.float32).copy())
     font = lettering.font_for(rng, unseen)
     for x, y, label, value in zip(xs, ys, labels, values, strict=True):

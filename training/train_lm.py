@@ -298,8 +298,8 @@ def train(minutes: float, batches: int | None = None, from_shipped: bool = False
     )
     clock, step, before = common.Clock(minutes * 60), 0, 0.0
     if saved := common.load("lm"):
-        for name, parameter in trained.items():
-            parameter.data.copy_(saved["language"][name])
+        for name, tensor in saved["language"].items():
+            trained[name].data.copy_(tensor)
         optimizer.load_state_dict(saved["optimizer"])
         clock, step = common.Clock(minutes * 60, saved["spent"]), saved["step"]
         before = saved["before"]

@@ -116,8 +116,9 @@ def frozen_student() -> Student:
     student = Student()
     if saved := common.load("lm"):
         student.vision.load_state_dict(saved["visual"])
-        for name, parameter in student.trained().items():
-            parameter.data.copy_(saved["language"][name])
+        trained = student.trained()
+        for name, tensor in saved["language"].items():
+            trained[name].data.copy_(tensor)
     else:
         load_shipped(student)
     return student.requires_grad_(False).eval()

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from html import escape
 from statistics import median
 
-from kvquant.kernels import kernel_reason
 from vlm.model import Answer
 
 STEPS = (
@@ -98,7 +97,7 @@ def several(written: dict[str, Answer | None]) -> str:
     for index, (title, answer) in enumerate(written.items()):
         split = parting(whole, answer) if index and whole and answer else None
         cards.append(_card(f"several-{index}", escape(title), answer, split, None))
-    return f'<div class="tl-answers tl-several">{"".join(cards)}</div>'
+    return f'<div class="tl-answers">{"".join(cards)}</div>'
 
 
 def waiting(text: str) -> str:
@@ -182,7 +181,7 @@ def _trimmed_note(pruned: Answer, trimmed: Answer) -> str:
     return (
         f'<p class="tl-agreement" data-trimmed="note">Trimmed bits: {bits:.1f} bits per number of the KV cache were read, '
         f"{share:.0%} of a 16-bit cache's bytes. {same} A decode step took {speed}. "
-        f"It saves no memory. Read by the {escape(kernel_reason())}</p>"
+        f"It saves no memory. Read by the {escape(trimmed.reader)}</p>"
     )
 
 

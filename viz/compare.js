@@ -24,7 +24,9 @@ const draw = once(() => {
     ctx.fillStyle = '#fff'; ctx.fillRect(divider - 1.5, 0, 3, height);
     ctx.beginPath(); ctx.arc(divider, height / 2, 9, 0, 7); ctx.fill();
   }
-  element.querySelectorAll('[data-count]').forEach((b) => { b.textContent = counts[Number(b.dataset.count)]; });
+  const told = swiping ? [0, counts[1] + counts[3], counts[2] + counts[3], 0] : counts;
+  element.querySelectorAll('[data-count]').forEach((b) => { b.textContent = told[Number(b.dataset.count)]; });
+  element.querySelectorAll('.tl-map-key').forEach((key) => { key.hidden = swiping; });
   $('.tl-a').textContent = value.names[0]; $('.tl-b').textContent = value.names[1];
   element.dataset.counts = counts.join(' ');
   $('.tl-map').setAttribute('aria-label', `${counts[3]} patches kept by both, ${counts[1]} only by ${value.names[0]}, ${counts[2]} only by ${value.names[1]}`);
@@ -41,8 +43,7 @@ function half(ctx, rank, k, from, to, width, height, edge) {
 
 const modes = element.querySelectorAll('.tl-modes input[type=radio]'), swipe = $('.tl-swipe'), map = $('.tl-map');
 modes.forEach((mode) => mode.addEventListener('change', () => {
-  modes.forEach((other) => { other.checked = other === mode; });
-  swiping = mode.value === 'swipe'; swipe.hidden = !swiping; element.dataset.mode = mode.value;
+  swiping = mode.value === 'swipe'; swipe.hidden = !swiping;
   draw();
 }));
 swipe.addEventListener('input', draw);

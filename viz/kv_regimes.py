@@ -1,8 +1,8 @@
 """Where reading fewer bits pays: committed measurements of decode attention as a map of context and geometry.
 
-assets/results/kv_attention.json is what ``python -m bench.kv_attention --out`` wrote: {"where": str, "measured": {geometry:
-{context: {kernel: {"ms": median, ...}}}}}. "certified" and "paper" read fewer bits; "control" is ours with every bit;
-all others are other people's.
+assets/results/kv_attention.json is what ``python -m bench.kv_attention --out`` wrote: {"where": str, "error": what was certified,
+"measured": {geometry: {context: {kernel: {"ms": median, ...}}}}}. "certified" and "paper" read fewer bits; "control" is ours with
+every bit; all others are other people's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def regimes(path: Path = COMMITTED) -> tuple[list[Regime], str]:
     try:
         found = json.loads(path.read_text())
         cases = [(g, int(c), k) for g, by_context in found["measured"].items() for c, k in by_context.items()]
-        return [_of(*case) for case in cases], str(found["where"])
+        return [_of(*case) for case in cases], f"{found['where']}, an error of {found['error']:g} certified"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return [], ""
 

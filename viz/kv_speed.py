@@ -15,8 +15,8 @@ from time import monotonic, sleep
 
 import plotly.graph_objects as go
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
+from bench.kv_attention import folded, grouped, stream_rate
 from bench.timing import Timing, measure
 from kvquant import kernels
 from kvquant.kernels import triton_decode, warming
@@ -38,8 +38,6 @@ GEOMETRIES = {
 QUERIES = {"evenly": 1.0, "to few tokens": 4.0}
 LOUD_CHANNELS, LOUDNESS = 4, 8.0
 SECONDS, REPEATS, WARMUP = 12.0, 15, 1
-# Larger than the caches of most processors, smaller than what a visitor's machine would miss.
-STREAM_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -99,17 +97,6 @@ def synthetic(
     return q.to(device), (k * loud).half().to(device), v.half().to(device)
 
 
-def folded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Attention of [1, Hq, 1, D] with the query heads of a group as rows of one product: K and V are read once. As q."""
-    groups = q.view(1, k.shape[1], -1, q.shape[-1])
-    return scaled_dot_product_attention(groups, k, v).view(q.shape)
-
-
-def grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Attention of [1, Hq, 1, D] as PyTorch offers it for grouped heads."""
-    return scaled_dot_product_attention(q, k, v, enable_gqa=True)
-
-
 def paths(context: int, geometry: tuple[int, int, int], modes: list[Mode], spread: float, device: str) -> Iterator[Path]:
     """SDPA in two types and two forms, our planes with every bit read (the control), and our planes in ``modes``."""
     q, k, v = synthetic(context, geometry, spread, device)
@@ -133,17 +120,6 @@ def paths(context: int, geometry: tuple[int, int, int], modes: list[Mode], sprea
 def formats(modes: list[Mode]) -> list[str]:
     """The planes that ``modes`` and their controls read."""
     return ["fixed"] + ["half"] * any(isinstance(mode, Paper) for mode in modes)
-
-
-def stream_rate(device: str) -> float:
-    """Bytes a second at which memory is read here: the best of a few sums over a quarter of a gigabyte."""
-    x = torch.ones(STREAM_BYTES // 4, device=device)
-
-    def add() -> None:
-        x.sum()
-        synchronise(device)
-
-    return STREAM_BYTES / min(measure({"sum": add}, 1)["sum"].median for _ in range(4))
 
 
 def speeds(context: int, geometry: tuple[int, int, int], modes: list[Mode], spread: float, device: str) -> Iterator[Progress]:

@@ -83,7 +83,7 @@ class Answer:
     """An answer as far as it has been written; ``pieces`` are the texts of its tokens and join to ``text``.
 
     traces: ``traces[step][layer]``, what the newest decode steps have read of the KV cache; empty without a cache setting.
-    history: the earlier turns (question, answer).
+    reader: the kernel that reads that cache, and why it does. history: the earlier turns (question, answer).
     """
 
     method: str
@@ -97,6 +97,7 @@ class Answer:
     timings: Timings = field(default_factory=Timings)
     done: bool = False
     traces: list[tuple[Trace, ...]] = field(default_factory=list)
+    reader: str = ""
     history: tuple[tuple[str, str], ...] = ()
 
 
@@ -303,7 +304,7 @@ class Vlm:
             else:
                 answer.timings.prefill = step.seconds
             if cache is not None:
-                answer.traces = cache.traces
+                answer.traces, answer.reader = cache.traces, cache.reader
             token = int(step.token[0])
             answer.token_ids.append(token)
             answer.logprobs.append(float(step.logprob[0]))

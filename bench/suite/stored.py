@@ -18,9 +18,10 @@ from vlm.model import Vlm
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def answered(vlm: Vlm, task: str, seed: int, asked: list[Item], settings: list[Setting]) -> dict[Setting, np.ndarray]:
+def answered(vlm: Vlm, task: str, asked: list[Item], settings: list[Setting]) -> dict[Setting, np.ndarray]:
     """Scores [questions] of every setting, read from runs/suite where they were written before."""
-    files = {setting: _file(task, seed, len(asked), setting) for setting in settings}
+    questions = _digest(asked)
+    files = {setting: _file(task, questions, setting) for setting in settings}
     missing = [setting for setting in settings if not files[setting].exists()]
     if missing:
         print(f"{task}: {len(missing)} settings", file=sys.stderr, flush=True)
@@ -30,10 +31,18 @@ def answered(vlm: Vlm, task: str, seed: int, asked: list[Item], settings: list[S
     return {setting: np.array(json.loads(files[setting].read_text())) for setting in settings}
 
 
-def _file(task: str, seed: int, limit: int, setting: Setting) -> Path:
-    """Scores of other weights or another seed are other files."""
-    key = hashlib.sha256(repr((_weights(), seed, task, limit, setting)).encode()).hexdigest()[:20]
+def _file(task: str, questions: str, setting: Setting) -> Path:
+    """Scores of other weights or other questions are other files."""
+    key = hashlib.sha256(repr((_weights(), questions, setting)).encode()).hexdigest()[:20]
     return RUNS / "suite" / f"{task.replace(' ', '-')}-{key}.json"
+
+
+def _digest(asked: list[Item]) -> str:
+    """Of the pictures, questions and answers: a change of the world makes other questions of the same seed."""
+    digest = hashlib.sha256()
+    for item in asked:
+        digest.update(item.picture.tobytes() + f"{item.question} {item.answer}".encode())
+    return digest.hexdigest()
 
 
 @cache

@@ -3,12 +3,9 @@
 ``decode_attention`` answers as the reference does, from the same planes within the same bounds; ``available`` says whether the
 kernels run here, ``unserved`` why a request has to go to the reference.
 
-Where it pays (bench.kv_attention; two cores of an AMD EPYC with AVX-512 VNNI, batch 1, against the fastest of torch's SDPA in both
-types and forms and onnxruntime's int8): 28/4 heads of 128, an error of 0.1 certified: 1.4 times faster at 16384 tokens and 1.6
-times at 65536, with a third of SDPA's measured error; at 4096 tokens it is slower. Two cores are bound by arithmetic here, not by
-memory, so reading every bit (Exact) is even a little faster than choosing half of them where query heads share a KV head; where
-they do not (32/32 heads, 4096 tokens), certified reading is 1.4 times faster than that. Threads meet several times per step:
-beside other busy processes all of this is lost.
+Where it pays is measured by bench.kv_attention. Two cores with AVX-512 VNNI are bound by arithmetic, not by memory: where query
+heads share a KV head, reading every bit (Exact) can be as fast as choosing half of them. Threads meet several times per
+step: beside other busy processes all of the gain is lost.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench import kv_attention
 from kvquant.alignment import widths
 from kvquant.cache import KVCache, Setting
 from kvquant.modes import Certified, Exact, Paper
@@ -266,8 +267,9 @@ def test_committed_losses_are_read_and_a_broken_file_is_none(tmp_path):
 
 
 def test_speed_paths_compute_the_same_attention_and_take_turns(monkeypatch):
-    monkeypatch.setattr(kv_speed, "STREAM_BYTES", 1 << 20)
+    monkeypatch.setattr(kv_attention, "STREAM_BYTES", 1 << 20)
     monkeypatch.setattr(kv_speed, "REPEATS", 3)
+    monkeypatch.setattr(kv_speed.warming, "making", lambda format: False)
     geometry, modes = (4, 2, 16), [Paper(), Certified(0.05)]
     q, k, v = kv_speed.synthetic(256, geometry, 1.0, "cpu")
     true = kv_live.exact_output(q, k, v, 0.25)
@@ -285,7 +287,11 @@ def test_speed_paths_compute_the_same_attention_and_take_turns(monkeypatch):
     assert all(a.share <= b.share + 1e-9 for a, b in pairwise(states))
     chart = kv_speed.speed_figure(final, "256 tokens")
     assert "times" in chart.layout.title.text and "theory, not measured" in chart.data[-1].name
-    assert kv_speed.kernel_reason().startswith("Planes are read by the")
+    monkeypatch.setattr(kv_speed, "on_gpu", lambda: True)
+    assert "is for CPUs" in kv_speed.kernel_reason()
+    monkeypatch.setattr(kv_speed, "on_gpu", lambda: False)
+    monkeypatch.setattr(kv_speed.kernels, "kernel_reason", lambda: "compiled kernel.")
+    assert kv_speed.kernel_reason() == "Planes are read by the compiled kernel."
 
 
 def test_speeds_are_taken_once_the_kernels_are_compiled(monkeypatch):
@@ -308,9 +314,9 @@ def test_regimes_are_read_and_their_absence_is_said(tmp_path):
     assert kv_regimes.regimes(path) == ([], "")
     kernels = {"sdpa_bf16_folded": 2.0, "sdpa_fp16": 3.0, "ort_int8": 2.5, "certified": 1.0, "paper": 4.0, "control": 0.5}
     measured = {"qwen2.5-vl-7b": {"4096": {name: {"ms": ms} for name, ms in kernels.items()}}}
-    path.write_text(json.dumps({"where": "a test", "measured": measured}))
+    path.write_text(json.dumps({"where": "a test", "error": 0.1, "measured": measured}))
     (found,), where = kv_regimes.regimes(path)
-    assert found.ratio == 2.0 and found.geometry == "qwen2.5-vl-7b" and where == "a test"
+    assert found.ratio == 2.0 and found.geometry == "qwen2.5-vl-7b" and where == "a test, an error of 0.1 certified"
     assert "1 of 1 cases" in kv_regimes.regime_figure([found], where).layout.title.text.replace("<br>", " ")
 
 
@@ -323,5 +329,10 @@ def test_the_third_answer_stands_beside_the_others():
     run = run_of("certified")
     plain = last(vlm().answer([vlm().encode(noise(1))], QUESTION, None, 0.0, NEW))
     page = answers.comparison(plain, plain, run.answer, "here")
-    assert 'data-answer="trimmed"' in page and "bits per number" in page and "saves no memory" in page
+    assert (
+        'data-answer="trimmed"' in page
+        and "bits per number" in page
+        and "saves no memory" in page
+        and "plain torch reference" in page
+    )
     assert 'data-answer="trimmed"' not in answers.comparison(plain, plain, where="here")

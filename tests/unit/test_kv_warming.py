@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ def nothing_known(monkeypatch, tmp_path):
 
     def start(command, **options):
         started.append(command[1:])
-        code = f"import sys; sys.stdin.readline(); print('plain torch reference: no room.'); open({str(tmp_path / 'ended')!r}, 'w')"
+        code = "import sys; sys.stdin.readline(); print('plain torch reference: no room.')"
         return popen([sys.executable, "-c", code], stdin=subprocess.PIPE, **options)
 
     monkeypatch.setattr(warming.subprocess, "Popen", start)
@@ -70,3 +72,21 @@ def test_what_cannot_be_kept_is_not_used(nothing_known, monkeypatch):
     monkeypatch.setattr(warming, "_mark", lambda format: folder / "file" / "fixed.ready")
     usable, why = warming.make("fixed")
     assert not usable and "cannot be kept" in why
+    assert warming.ready("fixed") == (usable, why)
+
+
+def test_many_threads_start_one_compiler(nothing_known):
+    _, started = nothing_known
+    barrier = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: (barrier.wait(), warming.ready("fixed"))[1], range(8)))
+    assert len(started) == 1 and all("background" in why for _, why in found)
+
+
+def test_a_numba_that_does_not_start_is_no_error(nothing_known, monkeypatch):
+    def broken(format):
+        raise ImportError("Numba needs another NumPy")
+
+    monkeypatch.setattr(warming, "_mark", broken)
+    monkeypatch.setattr(fast, "available", lambda format: (False, "plain torch reference: numba does not run here."))
+    assert not warming.making("half") and warming.ready("half")[1].endswith("does not run here.")

@@ -1,13 +1,16 @@
 """The trade-off bench on the tiny model: it resumes, its numbers follow from the scores, and it ends with one JSON line."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bench import tradeoff
 from bench.suite import stored
 from bench.suite.evaluate import Setting
+from bench.suite.tasks import Item
 from tests.unit.tiny import noise
 
 
@@ -75,7 +78,10 @@ def test_interval_and_correlations():
     assert found == {"retention": 1.0, "hopkins": -1.0, "coverage": None, "mean_distance": 1.0}
 
 
-def test_settings_with_other_seeds_or_limits_have_other_files():
-    one = stored._file("naming", 1, 2, Setting("topk", 0.5))
-    others = {stored._file("naming", 2, 2, Setting("topk", 0.5)), stored._file("naming", 1, 3, Setting("topk", 0.5))}
-    assert one not in others and len(others) == 2
+def test_other_settings_and_other_questions_have_other_files():
+    picture = Image.new("RGB", (8, 8))
+    item = Item("naming", picture, "What is this?", "A cat.")
+    asked = [[item], [item, item], [replace(item, answer="A dog.")], [replace(item, picture=Image.new("RGB", (8, 8), "red"))]]
+    digests = [stored._digest(one) for one in asked]
+    files = {stored._file("naming", digest, Setting("topk", share)) for digest in digests for share in (0.5, 0.75)}
+    assert len(files) == 8 and stored._digest(asked[0]) == digests[0]
