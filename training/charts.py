@@ -112,7 +112,7 @@ def ask(rng: np.random.Generator, chart: Chart) -> tuple[str, str]:
         text = rng.choice(("What is the value of {}?", "What is the value for {}?", "How much is {}?"))
         return str(text).format(label), f"{value}."
     if kind == "which":
-        return f"Which one has the value {value}?", f"{label.capitalize()}."
+        return f"Which one has the value {value}?", f"It is {label}."
     if kind == "top value":
         return "What is the highest value?", f"{max(chart.values)}."
     if kind == "count":
@@ -122,4 +122,4 @@ def ask(rng: np.random.Generator, chart: Chart) -> tuple[str, str]:
         return f"What color is the bar of {label}?", f"{chart.colors[index].capitalize()}."
     pick = np.argmax if kind == "highest" else np.argmin
     text = rng.choice(("Which is the {}?", "Which one is the {}?", "What has the {} value?"))
-    return str(text).format(kind), f"{chart.labels[int(pick(chart.values))].capitalize()}."
+    return str(text).format(kind), f"It is {chart.labels[int(pick(chart.values))]}."

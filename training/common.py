@@ -5,15 +5,21 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from training import world
+from training import lettering, world
 from vlm import device
 
 RUNS = Path(os.environ.get("TRIMLENS_RUNS", Path(__file__).resolve().parent.parent / "runs"))
+
+CHECKPOINTS = Path(__file__).with_name("checkpoints")
+SHARD_BYTES = 9_500_000
 
 
 @dataclass(frozen=True)
@@ -30,13 +36,27 @@ def word_directions(embedding: torch.Tensor, encode) -> Words:
     """Where each class of the world lies among the language model's word embeddings [V, D].
 
     A class of two words (" red", " circle"; " text", " open") is the normalised sum of both; ``marker`` (" one") flags the cell
-    that holds an item's centre, so that items can be counted.
+    that holds an item's centre, so that items can be counted. Digits are nearly one vector: how each differs from their mean counts
+    as a word of its own. Raises ValueError where a word is more than one token: two with one beginning could not be told apart.
     """
     mean = embedding.mean(0)
+    unit = partial(torch.nn.functional.normalize, dim=-1)
 
-    def direction(text: str) -> torch.Tensor:
-        vectors = [torch.nn.functional.normalize(embedding[encode(" " + word)[0]] - mean, dim=0) for word in text.split()]
-        return torch.nn.functional.normalize(torch.stack(vectors).sum(0), dim=0)
+    def vector(text: str) -> torch.Tensor:
+        if len(encode(text)) != 1:
+            raise ValueError(f"{text!r} is {len(encode(text))} tokens of the language model, but a visual token can only be one")
+        return embedding[encode(text)[0]]
+
+    digits = torch.stack([vector(digit) for digit in "0123456789"]).mean(0)
+
+    def direction(name: str) -> torch.Tensor:
+        first, _, written = name.partition(" ")
+        vectors = [vector(f" {first}") - mean]
+        if first == "text" and written.isdigit():
+            vectors += [digits - mean, vector(written) - digits]
+        elif written:
+            vectors.append(vector(f" {lettering.spelled(written) if first == 'text' else written}") - mean)
+        return unit(unit(torch.stack(vectors)).sum(0))
 
     directions = torch.stack([direction(name) for name in world.classes()])
     norm = (embedding - mean).norm(dim=1).median().item()
@@ -94,6 +114,34 @@ def load(name: str) -> dict | None:
     """The checkpoint, or None."""
     path = RUNS / f"{name}.pt"
     return torch.load(path, weights_only=True) if path.exists() else None
+
+
+def write_shards(folder: Path, stem: str, state: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> int:
+    """Writes float16 tensors as ``<stem>-<n>.safetensors`` of less than 10 MB, ``about`` in each. Returns their bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{stem}-*.safetensors"):
+        old.unlink()
+    shards, size = [{}], 0
+    for name in sorted(state):
+        tensor = state[name].half().contiguous()
+        if size + tensor.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    for number, shard in enumerate(shards, 1):
+        save_file(shard, folder / f"{stem}-{number}.safetensors", about)
+    return sum(path.stat().st_size for path in folder.glob(f"{stem}-*.safetensors"))
+
+
+def read_shards(folder: Path, stem: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What :func:`write_shards` wrote: float32 tensors by name, and what it says about them; empty where there is nothing."""
+    state, about = {}, {}
+    for path in sorted(folder.glob(f"{stem}-*.safetensors")):
+        with safe_open(path, "pt") as file:
+            state |= {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (it is no dict)
+            about = file.metadata() or {}
+    return state, about
 
 
 def log(name: str, **values: float) -> None:

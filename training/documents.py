@@ -19,6 +19,11 @@ class Document:
     facts: tuple[tuple[tuple[str, ...], str], ...]
 
 
+def answer(value: str) -> str:
+    """A number alone, or a word in a sentence, spelled so that it is the token that its visual tokens are near."""
+    return f"{value}." if value.isdigit() else f"It is {value}."
+
+
 def draw(rng: np.random.Generator, height: int, width: int, unseen: bool) -> tuple[lettering.Sheet, Document]:
     """A document that fills the picture of ``height`` x ``width`` pixels."""
     ground = rng.uniform(228, 255, 3) if rng.random() < 0.85 else rng.uniform(150, 255, 3)
@@ -95,7 +100,7 @@ def _receipt(pen: Pen) -> list:
     return [
         *facts,
         *[(total, f"{sign}{sum(prices)}.")] * 2,
-        (("What is the name of the shop?", "Which shop is it?"), f"{shop.capitalize()}."),
+        (("What is the name of the shop?", "Which shop is it?"), answer(shop)),
     ]
 
 
@@ -133,7 +138,7 @@ def _form(pen: Pen) -> list:
         if pen.rng.random() < 0.3:
             pen.rule()
         pen.feed()
-    return [((f"What is the {key}?", f"What {key} is written?"), f"{fields[key].capitalize()}.") for key in shown]
+    return [((f"What is the {key}?", f"What {key} is written?"), answer(fields[key])) for key in shown]
 
 
 def _table(pen: Pen) -> list:
@@ -154,7 +159,7 @@ def _table(pen: Pen) -> list:
         for index, title in enumerate(head[1:], 1):
             value = pen.some(pools[title], 1)[0] if title in pools else str(pen.number(5, 100))
             pen.put(value, pen.margin + pitch * index + 4)
-            facts.append(((f"What is the {title.lower()} of {person}?",), f"{value}."))
+            facts.append(((f"What is the {title.lower()} of {person}?",), answer(value)))
         if grid:
             pen.rule()
         pen.feed()
@@ -179,4 +184,4 @@ def _sign(pen: Pen) -> list:
     for word in shown:
         pen.put(word, pen.width / 2, "mm")
         pen.y += pen.size * 1.4
-    return [(("What does the sign say?", "What is written on the sign?", "Read the sign."), f"{' '.join(words).capitalize()}.")]
+    return [(("What does the sign say?", "What is written on the sign?", "Read the sign."), f"It says {' '.join(words)}.")]

@@ -9,14 +9,10 @@ import argparse
 import json
 
 import torch
-from safetensors.torch import save_file
 
 from training import common
-from training.train_lm import LANGUAGE_CHECKPOINT, RANK, SCALE
-from training.train_tower import CHECKPOINT
+from training.train_lm import RANK, SCALE
 from vlm.embedded import MODEL_DIR, NAME
-
-SHARD_BYTES = 9_500_000
 
 
 def export_checkpoint() -> None:
@@ -25,16 +21,15 @@ def export_checkpoint() -> None:
     saved = language or tower
     if saved is None:
         raise SystemExit("runs/tower.pt is missing: run `python -m training.train_tower` first.")
-    state = {f"{part}.{name}": tensor.half().contiguous() for part in ("visual", "heads") for name, tensor in saved[part].items()}
-    CHECKPOINT.parent.mkdir(exist_ok=True)
-    spent = {"step": str((tower or saved)["step"]), "minutes": f"{minutes_of(tower or saved):.1f}"}
-    save_file(state, CHECKPOINT, spent)
-    print(CHECKPOINT, CHECKPOINT.stat().st_size, spent)
+    state = {f"{part}.{name}": tensor for part in ("visual", "heads") for name, tensor in saved[part].items()}
+    _write("tower", state, tower or saved)
     if language:
-        spent = {"step": str(language["step"]), "minutes": f"{minutes_of(language):.1f}"}
-        state = {name: tensor.half().contiguous() for name, tensor in language["language"].items()}
-        save_file(state, LANGUAGE_CHECKPOINT, spent)
-        print(LANGUAGE_CHECKPOINT, LANGUAGE_CHECKPOINT.stat().st_size, spent)
+        _write("lm", language["language"], language)
+
+
+def _write(stem: str, state: dict[str, torch.Tensor], saved: dict) -> None:
+    about = {"step": str(saved["step"]), "minutes": f"{minutes_of(saved):.1f}"}
+    print(stem, common.write_shards(common.CHECKPOINTS, stem, state, about), about)
 
 
 def minutes_of(saved: dict) -> float:
@@ -51,26 +46,10 @@ def main() -> None:
     for name, tensor in saved["language"].items():
         if not name.startswith("probe."):
             state[name] = tensor * SCALE if name.endswith(".lora_b") else tensor
-    MODEL_DIR.mkdir(parents=True, exist_ok=True)
-    for old in MODEL_DIR.glob("trimlens-*.safetensors"):
-        old.unlink()
-    for number, shard in enumerate(_shards({k: v.half().contiguous() for k, v in state.items()}), 1):
-        save_file(shard, MODEL_DIR / f"trimlens-{number}.safetensors")
+    size = common.write_shards(MODEL_DIR, "trimlens", state)
     card = {"name": NAME, "steps": saved["step"], "minutes": round(minutes_of(saved), 1), "adapter_rank": RANK}
     (MODEL_DIR / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    print(json.dumps(card | {"bytes": sum(f.stat().st_size for f in MODEL_DIR.glob("trimlens-*.safetensors"))}))
-
-
-def _shards(state: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    shards, size = [{}], 0
-    for name in sorted(state):
-        bytes_ = state[name].numel() * state[name].element_size()
-        if size + bytes_ > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = state[name]
-        size += bytes_
-    return shards
+    print(json.dumps(card | {"bytes": size}))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ ALPHABET = " abcdefghijklmnopqrstuvwxyz0123456789.,$%:-/#"
 SLOTS = 4
 UNREADABLE = -1
 
-# Every word is one token of SmolLM2 with a leading space, so that a visual token can be that word.
+# Every word, spelled as here, is one token of SmolLM2 with a leading space, so that a visual token can be that word.
 _WORDS = """
 NAMES: John Mary Anna Tom David Emma Peter Lucy Mark Sarah Paul Laura James Kate Jack Alice Sam Lisa Adam Julia Robert
     Maria George Helen Henry Diana Simon Nina Frank Rose Oliver Grace Leo Ruby Max Clara
@@ -53,6 +53,16 @@ LISTS = _lists()
 def words() -> tuple[str, ...]:
     """Every word that scenes are lettered with, lower case, sorted."""
     return tuple(sorted({word.lower() for part in LISTS.values() for word in part}))
+
+
+@cache
+def _spellings() -> dict[str, str]:
+    return {word.lower(): word for part in LISTS.values() for word in part}
+
+
+def spelled(text: str) -> str:
+    """Written words as they are usually spelled ("MONDAY" -> "Monday", "Open" -> "open"); what is unknown in lower case."""
+    return " ".join(_spellings().get(word.lower(), word.lower()) for word in text.split())
 
 
 def class_name(word: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training import charts, icons, world
+from training import charts, icons, lettering, world
 
 KINDS = ("name", "list", "exist", "count", "place", "where", "relation", "color", "shape", "read", "chart", "document", "describe")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -52,6 +52,11 @@ def with_article(name: str) -> str:
 def sentence(text: str) -> str:
     """The text as a sentence: a capital and a full stop."""
     return text[0].upper() + text[1:] + "."
+
+
+def reading(*texts: lettering.Text) -> str:
+    """What is written, as a sentence; spelled so that a word is the token that its visual tokens are near."""
+    return f"It says {', '.join(lettering.spelled(text.text) for text in texts)}."
 
 
 def listed(names: list[str]) -> str:
@@ -153,14 +158,14 @@ def _ask_read(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] |
     if scene.kind not in ("objects", "words") or not scene.texts:
         return None
     if len(scene.texts) == 1 and rng.random() < 0.7:
-        return _pick(rng, READ), sentence(scene.texts[0].text.lower())
+        return _pick(rng, READ), reading(scene.texts[0])
     places = [world.place(text) for text in scene.texts]
     single = [(place, text) for place, text in zip(places, scene.texts, strict=True) if place and places.count(place) == 1]
     if None not in places and single and rng.random() < 0.7:
         place, text = single[rng.integers(len(single))]
-        return _pick(rng, READ_AT, place=place), sentence(text.text.lower())
+        return _pick(rng, READ_AT, place=place), reading(text)
     ordered = sorted(scene.texts, key=lambda text: (int(text.y * 3), text.x))
-    return (_pick(rng, READ_ALL), sentence(", ".join(text.text.lower() for text in ordered))) if len(ordered) > 1 else None
+    return (_pick(rng, READ_ALL), reading(*ordered)) if len(ordered) > 1 else None
 
 
 def _ask_document(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
@@ -174,11 +179,11 @@ def _ask_describe(rng: np.random.Generator, scene: world.Scene) -> tuple[str, st
     """What a picture that is no scene of items shows."""
     if scene.chart:
         form = "bar" if scene.chart.colors else "line"
-        return _pick(rng, LIST[:2] + LIST[3:]), sentence(f"a {form} chart of {', '.join(map(str.lower, scene.chart.labels))}")
+        return _pick(rng, LIST[:2] + LIST[3:]), sentence(f"a {form} chart of {', '.join(scene.chart.labels)}")
     if scene.document:
         return _pick(rng, LIST[:2] + LIST[3:]), sentence(f"a {scene.document.kind}")
     if scene.kind == "words" and len(scene.texts) == 1:
-        return _pick(rng, LIST[:2] + LIST[3:]), sentence(f"the word {scene.texts[0].text.lower()}")
+        return _pick(rng, LIST[:2] + LIST[3:]), sentence(f"the word {lettering.spelled(scene.texts[0].text)}")
     return None
 
 
@@ -232,8 +237,9 @@ _ASK = {
 
 
 def normalise(text: str) -> str:
-    """Lower case, no punctuation, no articles, one space."""
+    """Lower case, no punctuation, no articles, one space, no "It is" or "It says" before the answer."""
     words = re.sub(r"[^a-z0-9 ]", " ", text.lower()).split()
+    words = words[2:] if words[:1] == ["it"] and words[1:2] in (["is"], ["says"]) else words
     return " ".join(word for word in words if word not in ("a", "an", "the", "some", "in", "at"))
 
 

@@ -12,12 +12,11 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from training import common, plain, questions, tower, world
-from training.train_tower import CHECKPOINT, Heads, Targets, go_on, targets, warm_start
+from training.train_tower import Heads, Targets, go_on, targets, warm_start
 from vlm import embedded
 from vlm.tokenizer import IM_END, VISION_START, Prompter
 
@@ -27,7 +26,6 @@ PAIRS = 16
 VISUAL_TOKENS, MOST_IMAGES = 512, 3  # a batch
 VARIED_SHARE = 0.5  # of pictures whose pictograms may be turned and tinted
 PROBE_LAYER = 7
-LANGUAGE_CHECKPOINT = CHECKPOINT.with_name("lm.safetensors")
 FOLLOW_UPS, PLAIN = 0.4, 0.4  # shares of pictures with a second turn, and with a question that is not about the picture
 KIND_WEIGHTS = {
     "name": 1.0,
@@ -275,12 +273,11 @@ def load_shipped(student: Student) -> None:
 
 
 def load_checkpoint(trained: dict[str, nn.Parameter]) -> tuple[int, float]:
-    """Fills the language side from the committed checkpoint of this stage. Returns (steps, minutes) so far."""
-    with safe_open(LANGUAGE_CHECKPOINT, "pt") as file:
-        for name in file.keys():  # noqa: SIM118  (it is no dict)
-            trained[name].data.copy_(file.get_tensor(name))
-        done = file.metadata()
-    return int(done["step"]), float(done["minutes"])
+    """Fills the language side from the committed checkpoint of this stage, or else leaves it. Returns (steps, minutes) so far."""
+    state, done = common.read_shards(common.CHECKPOINTS, "lm")
+    for name, tensor in state.items():
+        trained[name].data.copy_(tensor)
+    return (int(done["step"]), float(done["minutes"])) if state else (embedded.card()["steps"], embedded.card()["minutes"])
 
 
 def train(minutes: float, batches: int | None = None, from_shipped: bool = False, compiled: bool = False) -> None:
@@ -305,10 +302,8 @@ def train(minutes: float, batches: int | None = None, from_shipped: bool = False
         before = saved["before"]
     elif from_shipped:
         load_shipped(student)
-        step, before = embedded.card()["steps"], embedded.card()["minutes"]
-        if LANGUAGE_CHECKPOINT.exists():
-            step, before = load_checkpoint(trained)
-        if (saved := common.load("tower")) is None and CHECKPOINT.exists():
+        step, before = load_checkpoint(trained)
+        if (saved := common.load("tower")) is None:
             go_on(student.vision, student.heads)
     elif (saved := common.load("tower")) is None:
         raise SystemExit("runs/tower.pt is missing: run `python -m training.train_tower` first.")

@@ -7,13 +7,11 @@ Resumes from runs/tower.pt.
 """
 
 import argparse
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch.utils.data import DataLoader, IterableDataset
 
 from training import common, lettering, tower, walls, world
@@ -25,7 +23,6 @@ TOKENS = 1024  # visual tokens a batch
 CENTRE = 1
 PRINT_SHARE = 0.3  # of pictures full of print
 HALF_WIDTH = 192  # of the tower's layers
-CHECKPOINT = Path(__file__).with_name("checkpoints") / "tower.safetensors"
 PEAK, MUON_PEAK = 2e-3, 5e-3
 
 
@@ -202,12 +199,10 @@ def train(
 
 def go_on(vision: torch.nn.Module, heads: Heads) -> tuple[int, float]:
     """Starts from the committed checkpoint of this stage, or else from the shipped tower. Returns (steps, minutes) so far."""
-    if not CHECKPOINT.exists():
+    state, done = common.read_shards(common.CHECKPOINTS, "tower")
+    if not state:
         warm_start(vision)
         return 0, 0.0
-    with safe_open(CHECKPOINT, "pt") as file:
-        state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (it is no dict)
-        done = file.metadata()
     for part, module in (("visual", vision), ("heads", heads)):
         of_part = {name.removeprefix(f"{part}."): t for name, t in state.items() if name.startswith(f"{part}.")}
         module.load_state_dict(of_part, strict=module is vision)

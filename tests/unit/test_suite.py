@@ -54,6 +54,8 @@ def test_most_pictures_have_256_tokens():
         (scores.anls, "Paris.", "Paris.", 1.0),
         (scores.anls, "Pariz.", "Paris.", 0.8),
         (scores.anls, "Rome.", "Paris.", 0.0),
+        (scores.anls, "It is Rome.", "It is Paris.", 0.0),
+        (scores.anls, "Paris", "It is Paris.", 1.0),
         (scores.recall, "A dog and a cat.", "A cat and a dog.", 1.0),
         (scores.recall, "A cat.", "A cat and a dog.", 0.5),
         (scores.recall, "A cat, a cat, a dog and an owl.", "A cat and a dog.", 0.5),

@@ -6,6 +6,7 @@ import torch
 
 from bench.accuracy import HELD_OUT_SEED, KINDS, held_out, interval
 from training import common, examples, export, muon, train_lm, train_tower, world
+from vlm import embedded
 
 
 @pytest.fixture
@@ -42,9 +43,7 @@ def test_both_stages_run_and_resume(runs):
 
 @pytest.mark.slower
 def test_a_new_machine_goes_on_from_the_committed_tower(runs, monkeypatch):
-    file = runs / "committed" / "tower.safetensors"
-    for module in (train_tower, export, train_lm):
-        monkeypatch.setattr(module, "CHECKPOINT", file)
+    monkeypatch.setattr(common, "CHECKPOINTS", runs / "committed")
     train_tower.train(60, batches=1, compiled=False, resume=True)
     export.export_checkpoint()
     first = common.load("tower")
@@ -55,8 +54,6 @@ def test_a_new_machine_goes_on_from_the_committed_tower(runs, monkeypatch):
     for part in ("visual", "heads"):
         furthest = max((first[part][name] - second[part][name]).abs().max().item() for name in first[part])
         assert furthest < 4e-3, f"float16 loses {furthest}"
-    for module in (export, train_lm):
-        monkeypatch.setattr(module, "LANGUAGE_CHECKPOINT", file.with_name("lm.safetensors"))
     train_lm.train(60, batches=1)
     export.export_checkpoint()
     before = common.load("lm")
@@ -66,6 +63,30 @@ def test_a_new_machine_goes_on_from_the_committed_tower(runs, monkeypatch):
     assert after["step"] == before["step"] == 1
     name = "layers.0.self_attn.q_proj.lora_b"
     assert (before["language"][name] - after["language"][name]).abs().max() < 1e-4
+
+
+def test_every_class_has_a_direction_of_its_own():
+    model, prompter = embedded.open_text_model()
+    embedding = model.model.language_model.embed_tokens.weight.detach()
+    found = common.word_directions(embedding, prompter.encode).directions
+    alike = (found @ found.T).fill_diagonal_(-1)
+    first = world.classes().index("text 0")
+    print(f"two classes: {alike.max():.3f}, two digits: {alike[first : first + 10, first : first + 10].max():.3f}")
+    assert alike.max() < 0.97 and alike[first : first + 10, first : first + 10].max() < 0.9
+    with pytest.raises(ValueError, match="can only be one"):
+        common.word_directions(embedding, lambda text: [1, 2])
+
+
+def test_shards_are_small_and_hold_everything(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "SHARD_BYTES", 300)
+    state = {f"layer {index}": torch.randn(50) for index in range(7)}
+    size = common.write_shards(tmp_path, "lm", state, {"step": "3"})
+    files = list(tmp_path.glob("*"))
+    assert len(files) == 3 and size == sum(file.stat().st_size for file in files)
+    found, about = common.read_shards(tmp_path, "lm")
+    assert about == {"step": "3"} and set(found) == set(state)
+    assert all((found[name] - state[name]).abs().max() < 1e-2 for name in state)
+    assert common.read_shards(tmp_path, "tower") == ({}, {})
 
 
 def test_orthogonalised_updates_have_singular_values_near_one():
