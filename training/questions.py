@@ -65,9 +65,9 @@ def listed(names: list[str]) -> str:
     return things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]
 
 
-def reading_order(scene: world.Scene) -> list[world.Item]:
-    """Items by thirds from the top, then from the left."""
-    return sorted(scene.items, key=lambda item: (int(item.y * 3), item.x))
+def reading_order(scene: world.Scene, things: tuple) -> list:
+    """Items or texts by the row of visual tokens that holds their centre, then from the left: the order in which they are seen."""
+    return sorted(things, key=lambda thing: (int(thing.y * len(scene.labels)), thing.x))
 
 
 def ask(rng: np.random.Generator, scene: world.Scene, kind: str) -> Question | None:
@@ -96,7 +96,7 @@ def _ask_name(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] |
 
 
 def _ask_list(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
-    things = [item.name for item in reading_order(scene)]
+    things = [item.name for item in reading_order(scene, scene.items)]
     return (_pick(rng, LIST), sentence(listed(things))) if len(things) > 1 else None
 
 
@@ -164,7 +164,7 @@ def _ask_read(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] |
     if None not in places and single and rng.random() < 0.7:
         place, text = single[rng.integers(len(single))]
         return _pick(rng, READ_AT, place=place), reading(text)
-    ordered = sorted(scene.texts, key=lambda text: (int(text.y * 3), text.x))
+    ordered = reading_order(scene, scene.texts)
     return (_pick(rng, READ_ALL), reading(*ordered)) if len(ordered) > 1 else None
 
 

@@ -280,8 +280,13 @@ def load_checkpoint(trained: dict[str, nn.Parameter]) -> tuple[int, float]:
     return (int(done["step"]), float(done["minutes"])) if state else (embedded.card()["steps"], embedded.card()["minutes"])
 
 
-def train(minutes: float, batches: int | None = None, from_shipped: bool = False, compiled: bool = False) -> None:
-    """Trains for ``minutes`` in total over all runs (or ``batches`` more batches) and leaves runs/lm.pt."""
+def train(
+    minutes: float, batches: int | None = None, from_shipped: bool = False, compiled: bool = False, rate: float = 1.0
+) -> None:
+    """Trains for ``minutes`` in total over all runs (or ``batches`` more batches) and leaves runs/lm.pt.
+
+    rate: times the learning rates.
+    """
     torch.manual_seed(SEED)
     student = Student()
     if compiled:
@@ -318,7 +323,7 @@ def train(minutes: float, batches: int | None = None, from_shipped: bool = False
             break
         batches = None if batches is None else batches - 1
         for group in optimizer.param_groups:
-            group["lr"] = common.cosine(progress, group["peak"])
+            group["lr"] = common.cosine(progress, rate * group["peak"])
         with common.autocast():
             terms = student(Batch(**raw))
         loss = terms["answers"] + 0.3 * terms["dense"] + 0.2 * terms["positions"]
@@ -357,6 +362,7 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=70)
     parser.add_argument("--batches", type=int, help="stop after this many batches (a smoke run)")
     parser.add_argument("--from-shipped", action="store_true", help="without runs/lm.pt, go on from assets/model")
-    arguments = parser.parse_args()
+    parser.add_argument("--rate", type=float, default=1.0, help="times the learning rates; 0.4 goes on gently")
+    a = parser.parse_args()
     torch.set_num_threads(2)
-    train(arguments.minutes, arguments.batches, arguments.from_shipped, arguments.batches is None)
+    train(a.minutes, a.batches, a.from_shipped, a.batches is None, a.rate)

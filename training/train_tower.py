@@ -253,7 +253,6 @@ if __name__ == "__main__":
     parser.add_argument("--go-on", action="store_true", help="without runs/tower.pt, go on from what is committed")
     parser.add_argument("--letters", action="store_true", help="the first phase: only the characters of print")
     parser.add_argument("--rate", type=float, default=1.0, help="times the learning rates; 0.4 goes on gently")
-    arguments = parser.parse_args()
+    a = parser.parse_args()
     torch.set_num_threads(2)
-    a = arguments
     train(a.minutes, a.batches, a.batches is None, a.go_on, a.letters, a.rate)
