@@ -4,6 +4,7 @@ import gradio as gr
 import plotly.graph_objects as go
 import pytest
 
+from bench import kv_attention
 from tests.unit.tiny import noise, tiny_model, tiny_vlm
 from viz import kv_events, kv_speed, kv_tab, studio
 
@@ -127,7 +128,7 @@ def test_measuring_ends_with_both_figures(ask):
 
 
 def test_timing_shows_a_figure_and_refuses_what_is_not_on_the_list(monkeypatch):
-    monkeypatch.setattr(kv_speed, "STREAM_BYTES", 1 << 20)
+    monkeypatch.setattr(kv_attention, "STREAM_BYTES", 1 << 20)
     monkeypatch.setattr(kv_speed, "REPEATS", 2)
     monkeypatch.setattr(kv_speed, "GEOMETRIES", {"tiny: 4 on 2": (4, 2, 16)})
     *_, final = kv_events.time_it("visitor", "tiny: 4 on 2", 1024, "evenly", ["certified"], 0.05)
