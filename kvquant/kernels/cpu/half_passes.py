@@ -13,8 +13,8 @@ from numba import prange
 
 from kvquant.alignment import NOTHING
 from kvquant.kernels.cpu.half_state import CLASSES
-from kvquant.kernels.cpu.numbers import address, as_bits, exp2, floats, jit, line
-from kvquant.kernels.cpu.passes import settle, tail_output, tail_weights
+from kvquant.kernels.cpu.numbers import address, as_bits, floats, jit, line
+from kvquant.kernels.cpu.passes import become_probabilities, settle, tail_output, tail_weights
 from kvquant.kernels.cpu.rows import AHEAD, HEADS
 from kvquant.kernels.cpu.scores import exponentials
 from kvquant.kernels.cpu.values import add_rows
@@ -51,12 +51,7 @@ def likely_unit(planes, ask, wave, w, row, u, size):
     group, tail = ask.query.shape[1], u * size >= planes.tokens
     first, stop = (0, ask.tail_k.shape[1]) if tail else (u * size, min((u + 1) * size, planes.tokens))
     p = wave.tail[w, :, :stop] if tail else wave.weights[w, :, first:stop]
-    for j in range(group):
-        factor, values, total = exp2(wave.peaks[w, u, j] - wave.level[w, j]), line(p, j), np.float32(0.0)
-        for i in range(len(values)):
-            values[i] *= factor
-            total += values[i]
-        wave.totals[w, u, j] = total
+    become_probabilities(p, wave, w, u)
     if tail:
         tail_output(ask.tail_v[row], p, wave.rest[w, u])
         return

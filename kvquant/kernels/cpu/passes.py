@@ -101,17 +101,23 @@ def settle(wave, w):
 
 
 @jit
-def survey_unit(planes, ask, wave, w, row, u, size, floor):
-    """Pass 2 for one unit, or the tail: weights become probabilities; near: the output of the likely ones, totals: their sum."""
-    dim, group, tail = planes.dim, ask.query.shape[1], u * size >= planes.tokens
-    first, stop = (0, ask.tail_k.shape[1]) if tail else (u * size, min((u + 1) * size, planes.tokens))
-    p = wave.tail[w, :, :stop] if tail else wave.weights[w, :, first:stop]
-    for j in range(group):
+def become_probabilities(p, wave, w, u):
+    """Weights of a unit, float32 [g, n], become probabilities in place; totals: their sum."""
+    for j in range(len(p)):
         factor, values, total = exp2(wave.peaks[w, u, j] - wave.level[w, j]), line(p, j), np.float32(0.0)
         for i in range(len(values)):
             values[i] *= factor
             total += values[i]
         wave.totals[w, u, j] = total
+
+
+@jit
+def survey_unit(planes, ask, wave, w, row, u, size, floor):
+    """Pass 2 for one unit, or the tail: weights become probabilities; near: the output of the likely ones, totals: their sum."""
+    dim, group, tail = planes.dim, ask.query.shape[1], u * size >= planes.tokens
+    first, stop = (0, ask.tail_k.shape[1]) if tail else (u * size, min((u + 1) * size, planes.tokens))
+    p = wave.tail[w, :, :stop] if tail else wave.weights[w, :, first:stop]
+    become_probabilities(p, wave, w, u)
     near = wave.near[w, u]
     near[:] = 0
     if tail:
