@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from training import lettering, world
@@ -132,16 +131,6 @@ def write_shards(folder: Path, stem: str, state: dict[str, torch.Tensor], about:
     for number, shard in enumerate(shards, 1):
         save_file(shard, folder / f"{stem}-{number}.safetensors", about)
     return sum(path.stat().st_size for path in folder.glob(f"{stem}-*.safetensors"))
-
-
-def read_shards(folder: Path, stem: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """What :func:`write_shards` wrote: float32 tensors by name, and what it says about them; empty where there is nothing."""
-    state, about = {}, {}
-    for path in sorted(folder.glob(f"{stem}-*.safetensors")):
-        with safe_open(path, "pt") as file:
-            state |= {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (it is no dict)
-            about = file.metadata() or {}
-    return state, about
 
 
 def log(name: str, **values: float) -> None:

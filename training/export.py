@@ -16,13 +16,13 @@ from vlm.embedded import MODEL_DIR, NAME
 
 
 def export_checkpoint() -> None:
-    """runs/lm.pt, or else runs/tower.pt -> training/checkpoints/: tower and heads, and adapters, in float16, without optimisers."""
+    """runs/tower.pt and runs/lm.pt, what there is of them -> training/checkpoints/, in float16, without optimisers."""
     language, tower = common.load("lm"), common.load("tower")
-    saved = language or tower
-    if saved is None:
+    if not (language or tower):
         raise SystemExit("runs/tower.pt is missing: run `python -m training.train_tower` first.")
-    state = {f"{part}.{name}": tensor for part in ("visual", "heads") for name, tensor in saved[part].items()}
-    _write("tower", state, tower or saved)
+    if tower:
+        state = {f"{part}.{name}": tensor for part in ("visual", "heads") for name, tensor in tower[part].items()}
+        _write("tower", state, tower)
     if language:
         _write("lm", language["language"], language)
 

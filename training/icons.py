@@ -1,7 +1,7 @@
 """Pictograms: build time (npm icon sets -> one sheet per artist in assets/world) and run time (sheets -> RGBA arrays).
 
-``python -m training.icons NODE_MODULES`` redraws the sheets from @iconify-json/{noto,twemoji,openmoji,fluent-emoji-flat};
-their licences are in NOTICE.
+``python -m training.icons NODE_MODULES`` redraws the sheets from the @iconify-json packages of the artists; their licences are in
+NOTICE.
 """
 
 import hashlib
@@ -16,6 +16,8 @@ from PIL import Image
 
 SHEETS = Path(__file__).resolve().parent.parent / "assets" / "world"
 ARTISTS = ("noto", "twemoji", "openmoji", "fluent-emoji-flat")
+# These draw for training only, and not every noun: the more hands a noun is seen from, the better one never seen is recognised.
+EXTRAS = ("emojione", "fxemoji", "streamline-emojis")
 SIDE = 96
 COLUMNS = 16
 
@@ -68,13 +70,13 @@ def held_out(noun: str, artist: str) -> bool:
 
 @cache
 def sheet(artist: str) -> dict[str, np.ndarray]:
-    """RGBA uint8 [96, 96, 4] by noun, for one artist."""
+    """RGBA uint8 [96, 96, 4] by noun, for one artist; one of the extra artists leaves nouns out."""
     picture = np.asarray(Image.open(SHEETS / f"{artist}.webp").convert("RGBA"))
     wanted = -(-len(NOUNS) // COLUMNS) * SIDE
     if picture.shape[0] != wanted:
         raise ValueError(f"{artist}.webp is {picture.shape[0]} pixels high, {len(NOUNS)} nouns need {wanted}: rebuild the sheets")
     rows = picture.reshape(-1, SIDE, COLUMNS, SIDE, 4).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 4)
-    return dict(zip(names(), rows, strict=False))
+    return {noun: drawn for noun, drawn in zip(names(), rows, strict=False) if drawn[..., 3].any()}
 
 
 # All sides of all drawings would be gigabytes: 4,096 of them are about 120 MB.
@@ -89,11 +91,13 @@ def build(node_modules: Path) -> None:
     import resvg_py  # noqa: PLC0415  (build time only)
 
     SHEETS.mkdir(parents=True, exist_ok=True)
-    for artist in ARTISTS:
+    for artist in (*ARTISTS, *EXTRAS):
         package = json.loads((node_modules / "@iconify-json" / artist / "icons.json").read_text())
         cells = []
         for noun in names():
-            entry = package["icons"][NOUNS[noun]]
+            if (entry := package["icons"].get(NOUNS[noun])) is None and artist in EXTRAS:
+                cells.append(np.zeros((SIDE, SIDE, 4), np.uint8))
+                continue
             left, top = entry.get("left", package.get("left", 0)), entry.get("top", package.get("top", 0))
             width = entry.get("width", package.get("width", 16))
             height = entry.get("height", package.get("height", 16))

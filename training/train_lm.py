@@ -1,11 +1,12 @@
 """Stage 2: teach the language model to answer from the tower's tokens. ``python -m training.train_lm --minutes 70``
 
-SmolLM2 stays frozen; low-rank adapters on all its layers' matrices learn, and the tower goes on slowly under its own loss.
+SmolLM2 and the tower stay frozen; low-rank adapters on all matrices of the language model's layers learn.
 One image carries several question-answer pairs: each attends to the image and to itself only, at the positions that a single
 turn would have, so that the image is paid for once and nothing leaks between them. Resumes from runs/lm.pt.
 """
 
 import argparse
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,13 +17,14 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from training import common, plain, questions, tower, world
-from training.train_tower import Heads, Targets, go_on, targets, warm_start
+from training.train_tower import go_on, warm_start
 from vlm import embedded
 from vlm.tokenizer import IM_END, VISION_START, Prompter
 
 SEED = 12
 RANK, SCALE = 32, 2.0
-PAIRS = 16
+PEAK = 1.5e-3
+PAIRS, ALIKE = 16, 2  # questions a picture, and of these of one kind with one answer
 VISUAL_TOKENS, MOST_IMAGES = 512, 3  # a batch
 VARIED_SHARE = 0.5  # of pictures whose pictograms may be turned and tinted
 PROBE_LAYER = 7
@@ -32,12 +34,12 @@ KIND_WEIGHTS = {
     "list": 1.2,
     "place": 2.0,
     "exist": 1.6,
-    "count": 1.0,
-    "where": 1.5,
-    "relation": 1.5,
+    "count": 2.0,
+    "where": 2.0,
+    "relation": 2.0,
     "color": 0.8,
     "shape": 0.6,
-    "read": 2.0,
+    "read": 3.0,
     "chart": 6.0,
     "document": 6.0,
     "describe": 0.3,
@@ -79,10 +81,9 @@ def compile_layers(language: nn.Module) -> None:
 
 @dataclass
 class Batch:
-    """ids, segment, labels, weights [B, L]; positions [3, B, L]; images uint8 [B, H, W, 3] and what their cells are to say."""
+    """ids, segment, labels, weights [B, L]; positions [3, B, L]; images uint8 [B, H, W, 3]."""
 
     images: torch.Tensor
-    target: Targets
     ids: torch.Tensor
     segment: torch.Tensor
     labels: torch.Tensor
@@ -123,7 +124,6 @@ def pack(prompter: Prompter, scenes: list[world.Scene], pairs: list[list[questio
         positions[:, index, len(prefix) : size] = torch.tensor(row[4])
     return Batch(
         images=torch.from_numpy(np.stack([s.image for s in scenes])),
-        target=targets(scenes),
         ids=ids,
         segment=segment,
         labels=labels,
@@ -168,10 +168,15 @@ def pairs_of(rng: np.random.Generator, scene: world.Scene) -> list[questions.Que
     """PAIRS questions about one scene, kinds drawn by KIND_WEIGHTS among those that it allows."""
     kinds, weights = list(KIND_WEIGHTS), np.array(list(KIND_WEIGHTS.values()))
     asked: dict[str, questions.Question] = {}
-    for kind in rng.choice(kinds, size=4 * PAIRS, p=weights / weights.sum()):
+    answers: Counter[tuple[str, str]] = Counter()
+    for kind in rng.choice(kinds, size=6 * PAIRS, p=weights / weights.sum()):
         question = questions.ask(rng, scene, str(kind))
-        if question and len(asked) < PAIRS:
-            asked.setdefault(question.text, question)
+        if not question or question.text in asked or len(asked) == PAIRS:
+            continue
+        # The same answer to other words teaches little.
+        answers[kind, question.answer] += 1
+        if answers[kind, question.answer] <= ALIKE:
+            asked[question.text] = question
     chosen = list(asked.values()) or [questions.Question("count", questions.COUNT[0], "Zero.")]
     if len(chosen) > 1 and rng.random() < FOLLOW_UPS:
         chosen[-1] = questions.follow_up(rng, scene, chosen[0], chosen[-1])
@@ -181,7 +186,7 @@ def pairs_of(rng: np.random.Generator, scene: world.Scene) -> list[questions.Que
 
 
 class Student(nn.Module):
-    """The model in training form: tower, adapters, and a probe for positions."""
+    """The model in training form: frozen tower, adapters, and a probe for positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,9 +194,7 @@ class Student(nn.Module):
         # The plain product: SDPA's backward is twice as slow on a CPU at these lengths.
         model.set_attn_implementation("eager")
         language = model.model.language_model.requires_grad_(False)
-        self.vision, self.language = model.model.visual, language
-        self.words = common.word_directions(language.embed_tokens.weight, self.prompter.encode)
-        self.heads = Heads(self.words)
+        self.vision, self.language = model.model.visual.requires_grad_(False), language
         self.adapters = attach_adapters(language)
         if common.autocast_dtype() is not torch.float32:
             # What never changes is cast once, not at every step.
@@ -212,17 +215,11 @@ class Student(nn.Module):
         return named
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        tokens, half = tower.forward(self.vision, tower.normalise(batch.images))
-        dense = self.heads(tokens, half, Targets(*batch.target))
+        tokens = tower.forward(self.vision, tower.normalise(batch.images))[0]
         answers, right = self.answers(batch, tokens, attention_mask(batch.segment))
         start, count = first_visual(batch), tokens.shape[1] * tokens.shape[2]
-        return {
-            "answers": answers,
-            "dense": dense["loss"],
-            "positions": self._positions(self.seen[:, start : start + count], tokens.shape[1:3]),
-            "right": right,
-            **{name: dense[name] for name in ("cells", "words", "letters", "glyphs")},
-        }
+        positions = self._positions(self.seen[:, start : start + count], tokens.shape[1:3])
+        return {"answers": answers, "positions": positions, "right": right}
 
     def answers(self, batch: Batch, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of the answers, and the share of their tokens that are right.
@@ -261,7 +258,7 @@ class Student(nn.Module):
 
 
 def load_shipped(student: Student) -> None:
-    """Starts from ``assets/model``: what a machine without ``runs/`` goes on from. Heads and probe start anew."""
+    """Starts from ``assets/model``: what a machine without ``runs/`` goes on from. The probe starts anew."""
     state = embedded.shipped_state()
     warm_start(student.vision)
     for name, parameter in student.trained().items():
@@ -274,7 +271,7 @@ def load_shipped(student: Student) -> None:
 
 def load_checkpoint(trained: dict[str, nn.Parameter]) -> tuple[int, float]:
     """Fills the language side from the committed checkpoint of this stage, or else leaves it. Returns (steps, minutes) so far."""
-    state, done = common.read_shards(common.CHECKPOINTS, "lm")
+    state, done = embedded.read_shards(common.CHECKPOINTS, "lm")
     for name, tensor in state.items():
         trained[name].data.copy_(tensor)
     return (int(done["step"]), float(done["minutes"])) if state else (embedded.card()["steps"], embedded.card()["minutes"])
@@ -292,12 +289,7 @@ def train(
     if compiled:
         compile_layers(student.language)
     trained = student.trained()
-    towers = [*student.vision.parameters(), *student.heads.parameters()]
-    optimizer = torch.optim.AdamW(
-        [{"params": list(trained.values()), "peak": 1.5e-3}, {"params": towers, "peak": 2e-4}],
-        weight_decay=0.0,
-        betas=(0.9, 0.98),
-    )
+    optimizer = torch.optim.AdamW(trained.values(), weight_decay=0.0, betas=(0.9, 0.98))
     clock, step, before = common.Clock(minutes * 60), 0, 0.0
     if saved := common.load("lm"):
         for name, tensor in saved["language"].items():
@@ -309,12 +301,11 @@ def train(
         load_shipped(student)
         step, before = load_checkpoint(trained)
         if (saved := common.load("tower")) is None:
-            go_on(student.vision, student.heads)
+            go_on(student.vision)
     elif (saved := common.load("tower")) is None:
         raise SystemExit("runs/tower.pt is missing: run `python -m training.train_tower` first.")
     if saved:
         student.vision.load_state_dict(saved["visual"])
-        student.heads.load_state_dict(saved["heads"])
     loader = DataLoader(Examples(student.prompter, step), batch_size=None, num_workers=1, prefetch_factor=4)
     last_saved, seen = clock.spent, []
     for raw in loader:
@@ -323,13 +314,12 @@ def train(
             break
         batches = None if batches is None else batches - 1
         for group in optimizer.param_groups:
-            group["lr"] = common.cosine(progress, rate * group["peak"])
+            group["lr"] = common.cosine(progress, rate * PEAK)
         with common.autocast():
             terms = student(Batch(**raw))
-        loss = terms["answers"] + 0.3 * terms["dense"] + 0.2 * terms["positions"]
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+        (terms["answers"] + 0.2 * terms["positions"]).backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         step += 1
         seen.append({name: value.item() for name, value in terms.items()})
@@ -347,7 +337,6 @@ def _save(student: Student, optimizer: torch.optim.Optimizer, clock: common.Cloc
         "lm",
         {
             "visual": student.vision.state_dict(),
-            "heads": student.heads.state_dict(),
             "language": {name: parameter.data for name, parameter in student.trained().items()},
             "optimizer": optimizer.state_dict(),
             "spent": clock.spent,

@@ -100,11 +100,11 @@ class Look:
 
     def artists_of(self, noun: str) -> list[str]:
         """Whose pictograms of a noun may be drawn."""
-        return [artist for artist in self.artists if icons.held_out(noun, artist) == self.unseen_icons]
+        return [a for a in self.artists if noun in icons.sheet(a) and icons.held_out(noun, a) == self.unseen_icons]
 
 
-TRAINING = Look()
-VARIED = Look(varied=True)
+TRAINING = Look(artists=(*icons.ARTISTS, *icons.EXTRAS))
+VARIED = Look(artists=TRAINING.artists, varied=True)
 
 
 def place(item: Item | lettering.Text) -> str | None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vlm import gguf_text, text_weights
@@ -89,7 +89,7 @@ def open_model(
     """
     state = shipped_state(folder)
     model, prompter = open_text_model(progress)
-    model.model.visual.load_state_dict(tower_state(state), strict=True)
+    model.model.visual.load_state_dict(part(state, "visual"), strict=True)
     merge_adapters(model, state)
     return model, prompter
 
@@ -100,16 +100,25 @@ def shipped_state(folder: Path = MODEL_DIR) -> dict[str, torch.Tensor]:
     Raises:
         UserError: the folder holds no trained weights.
     """
-    # Not every safetensors file there: the scorer has its own.
-    shards = sorted(folder.glob("trimlens-*.safetensors"))
-    if not shards:
+    state, _ = read_shards(folder, "trimlens")
+    if not state:
         raise UserError(f"No trained weights in {folder}. Run `make train`, or check out the repository with its assets.")
-    return {name: tensor.float() for shard in shards for name, tensor in load_file(shard).items()}
+    return state
 
 
-def tower_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The vision tower's part of :func:`shipped_state` under the tower's own names."""
-    return {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
+def read_shards(folder: Path, stem: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Float32 tensors of ``<stem>-<n>.safetensors`` by name, and what the files say about them; empty where there is nothing."""
+    state, about = {}, {}
+    for path in sorted(folder.glob(f"{stem}-*.safetensors")):
+        with safe_open(path, "pt") as file:
+            state |= {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (it is no dict)
+            about = file.metadata() or {}
+    return state, about
+
+
+def part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors below ``prefix`` under the names that they have there: "visual" is the vision tower."""
+    return {name.removeprefix(f"{prefix}."): tensor for name, tensor in state.items() if name.startswith(f"{prefix}.")}
 
 
 @torch.no_grad()
