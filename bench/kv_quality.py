@@ -35,8 +35,8 @@ import torch
 from PIL import Image
 from transformers import Cache, DynamicCache
 
-from bench.accuracy import HELD_OUT_SEED
 from bench.kv_rounding import Fp8, Int8, Truncated, rounded_cache
+from bench.suite.tasks import SEED
 from bench.texts import windows
 from kvquant.attention import reading
 from kvquant.cache import KVCache, Setting
@@ -173,7 +173,7 @@ def image_batches(vlm: Vlm, count: int, batch: int) -> Iterator[Batch]:
     waiting: dict[int, list] = {}
     index = 0
     while count:
-        rng = world.rng_for(HELD_OUT_SEED, index)
+        rng = world.rng_for(SEED, index)
         scene = world.draw(rng, (448, 448))
         question = questions.ask(rng, scene, questions.KINDS[index % len(questions.KINDS)])
         index += 1

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.accuracy import HELD_OUT_SEED
+from bench.suite.tasks import SEED
 from pruning.registry import get_method
 from pruning.tokens import keep_count
 from training import world
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--warmup", type=int, default=3)
     arguments = parser.parse_args(argv)
     vlm = open_vlm(NAME)
-    picture = Image.fromarray(world.draw(world.rng_for(HELD_OUT_SEED, 0), (448, 448), 4).image)
+    picture = Image.fromarray(world.draw(world.rng_for(SEED, 0), (448, 448), 4).image)
     runs: dict[float, list[Answer]] = {prune: [] for prune in PRUNES}
     for turn in range(arguments.warmup + arguments.repeats):
         for prune in PRUNES:

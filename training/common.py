@@ -50,12 +50,13 @@ def word_directions(embedding: torch.Tensor, encode) -> Words:
 
     def direction(name: str) -> torch.Tensor:
         first, _, written = name.partition(" ")
-        vectors = [vector(f" {first}") - mean]
-        if first == "text" and written.isdigit():
-            vectors += [digits - mean, vector(written) - digits]
-        elif written:
-            vectors.append(vector(f" {lettering.spelled(written) if first == 'text' else written}") - mean)
-        return unit(unit(torch.stack(vectors)).sum(0))
+        if first != "text":
+            return unit(sum(unit(vector(f" {part}") - mean) for part in name.split()))
+        # Half of what all that is written shares: enough to tell it from the thing, and words stay far from one another.
+        shared = 0.5 * unit(vector(" text") - mean)
+        if written.isdigit():
+            return unit(shared + 0.5 * unit(digits - mean) + unit(vector(written) - digits))
+        return unit(shared + unit(vector(f" {lettering.spelled(written)}") - mean))
 
     directions = torch.stack([direction(name) for name in world.classes()])
     norm = (embedding - mean).norm(dim=1).median().item()

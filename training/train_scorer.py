@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 
 from pruning.scorers.trained import FILE, ScorerWeights
 from training import common, tower
-from training.train_lm import Batch, Examples, Student, attention_mask, first_visual, load_shipped
+from training.packing import Batch, Examples, attention_mask, first_visual
+from training.train_lm import Student, load_shipped
 from vlm.embedded import MODEL_DIR
 
 SEED = 13

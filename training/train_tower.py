@@ -24,9 +24,9 @@ CENTRE = 1
 PRINT_SHARE = 0.3  # of pictures full of print
 HALF_WIDTH = 192  # of the tower's layers
 PEAK, MUON_PEAK = 2e-3, 5e-3
-# Temperatures of the cosines. Learned ones rose to 117: cells were told apart at a cosine of 0.19 with their word, and the language
-# model could not read them. At 16 a cell must lie near its word.
-SHARPNESS, MARKER_SHARPNESS, MARKER_BIAS = 16.0, 16.0, -3.0
+# Temperatures of the cosines. Learned ones rose to 117: cells were told apart by 0.07 of a cosine, and the language model could
+# not read them (training/README.md).
+SHARPNESS, MARKER_SHARPNESS, MARKER_BIAS = 24.0, 20.0, -3.0
 
 
 class Scenes(IterableDataset):
@@ -103,6 +103,8 @@ class Heads(torch.nn.Module):
         weight = torch.ones(len(world.classes()))
         weight[world.BACKGROUND] = 0.25
         naming = F.cross_entropy(logits.flatten(0, 2), target.cells.flatten(), weight, ignore_index=world.IGNORE)
+        known = (target.cells > 0).float()
+        near = (cosines.gather(-1, target.cells.clamp_min(0)[..., None])[..., 0] * known).sum() / known.sum().clamp_min(1)
         flag = MARKER_SHARPNESS * (unit @ self.words.marker) + MARKER_BIAS
         counting = F.binary_cross_entropy_with_logits(flag, target.centre)
         size = ((length / self.words.norm - 1) ** 2).mean()
@@ -115,12 +117,11 @@ class Heads(torch.nn.Module):
         tracing = F.cross_entropy(glyphs, drawn) if len(drawn) else tokens.sum() * 0
         guess, text = logits.argmax(-1), target.cells >= world.first_text()
         right = guess == target.cells
-        known = target.cells > 0
         return {
             "loss": naming + 2 * counting + 0.1 * size + spelling + tracing,
             "tracing": tracing,
-            "cosine": cosines[known].gather(-1, target.cells[known][:, None]).mean(),
-            "cells": share(right[known & ~text]),
+            "cosine": near,
+            "cells": share(right[(target.cells > 0) & ~text]),
             "words": share(right[text]),
             "letters": share((letters.argmax(-1) == wanted)[wanted > 0]),
             "glyphs": share((glyphs.argmax(-1) == drawn)[drawn > 0]),

@@ -7,6 +7,7 @@ which this machine streams memory) and measurement are kept apart; a small cache
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,7 @@ GEOMETRIES = {
 QUERIES = {"evenly": 1.0, "to few tokens": 4.0}
 LOUD_CHANNELS, LOUDNESS = 4, 8.0
 SECONDS, REPEATS, WARMUP = 12.0, 15, 1
+LABEL_WIDTH = 24  # characters
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,9 @@ def _families(rows: list[Row]) -> set[str]:
 
 
 def _label(row: Row) -> str:
-    return row.name if row.family == "sdpa" else f"{row.name}: {row.bits:.1f} bits"
+    """On two lines where it is long: on a narrow page it would leave the axis no room."""
+    label = row.name if row.family == "sdpa" else f"{row.name}: {row.bits:.1f} bits"
+    return "<br>".join(textwrap.wrap(label, LABEL_WIDTH))
 
 
 def speed_figure(progress: Progress, what: str) -> go.Figure:
@@ -204,7 +208,7 @@ def speed_figure(progress: Progress, what: str) -> go.Figure:
     what: context and geometry in words.
     """
     rows = progress.rows
-    chart = figure(verdict(rows), 34 * len(rows) + 20, 5)
+    chart = figure(verdict(rows), 36 * len(rows) + 20, 6)
     for family, colour in COLOURS.items():
         own = [row for row in rows if row.family == family]
         if not own:
@@ -214,7 +218,7 @@ def speed_figure(progress: Progress, what: str) -> go.Figure:
             x=middle,
             y=[_label(row) for row in own],
             mode="markers",
-            name=f"{LABELS[family]}: measured median, quartiles",
+            name=f"measured: {LABELS[family]}",
             marker={"color": colour, "size": 11},
             error_x={
                 "array": [1e3 * (row.timing.q3 - row.timing.median) for row in own],
@@ -230,10 +234,10 @@ def speed_figure(progress: Progress, what: str) -> go.Figure:
         x=[1e3 * row.theory for row in rows],
         y=[_label(row) for row in rows],
         mode="markers",
-        name="theory, not measured: bytes read / stream rate",
+        name="theory: bytes read / stream rate",
         marker={"color": PINK, "symbol": "diamond-open", "size": 10, "line": {"width": 2}},
         hovertemplate="%{y}<br>its bytes alone would take %{x:.3g} ms<extra></extra>",
     )
-    chart.update_xaxes(type="log", title_text=f"milliseconds per decode step of one layer ({what})")
+    chart.update_xaxes(type="log", title_text=f"ms, median and quartiles ({what})")
     chart.update_yaxes(autorange="reversed", tickfont_size=11, automargin=True, showgrid=False, tickcolor=INK)
     return chart

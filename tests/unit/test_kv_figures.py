@@ -286,7 +286,7 @@ def test_speed_paths_compute_the_same_attention_and_take_turns(monkeypatch):
     assert all(row.timing.n == 3 and row.timing.q1 <= row.timing.median <= row.timing.q3 for row in final.rows)
     assert all(a.share <= b.share + 1e-9 for a, b in pairwise(states))
     chart = kv_speed.speed_figure(final, "256 tokens")
-    assert "times" in chart.layout.title.text and "theory, not measured" in chart.data[-1].name
+    assert "times" in chart.layout.title.text and "theory" in chart.data[-1].name
     monkeypatch.setattr(kv_speed, "on_gpu", lambda: True)
     assert "is for CPUs" in kv_speed.kernel_reason()
     monkeypatch.setattr(kv_speed, "on_gpu", lambda: False)

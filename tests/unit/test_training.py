@@ -1,11 +1,9 @@
-"""Both training stages run, checkpoint and resume; Muon orthogonalises; the held-out questions are held out."""
+"""Both training stages run, checkpoint and resume; Muon orthogonalises; shards hold everything."""
 
-import numpy as np
 import pytest
 import torch
 
-from bench.accuracy import HELD_OUT_SEED, KINDS, held_out, interval
-from training import common, examples, export, muon, train_lm, train_tower, world
+from training import common, export, muon, packing, train_lm, train_tower, world
 from vlm import embedded
 
 
@@ -14,8 +12,8 @@ def runs(tmp_path, monkeypatch):
     """An empty folder for checkpoints, small batches."""
     monkeypatch.setattr(common, "RUNS", tmp_path)
     monkeypatch.setattr(train_tower, "TOKENS", 256)
-    monkeypatch.setattr(train_lm, "VISUAL_TOKENS", 64)
-    monkeypatch.setattr(train_lm, "PAIRS", 2)
+    monkeypatch.setattr(packing, "VISUAL_TOKENS", 64)
+    monkeypatch.setattr(packing, "PAIRS", 2)
     monkeypatch.setattr(world, "SIZES", ((224, 224),))
     monkeypatch.setattr(world, "SIZE_WEIGHTS", (1.0,))
     return tmp_path
@@ -93,17 +91,3 @@ def test_orthogonalised_updates_have_singular_values_near_one():
     for shape in ((3, 24, 40), (2, 40, 24)):
         values = torch.linalg.svdvals(muon.orthogonalise(torch.randn(shape)))
         assert values.min() > 0.4 and values.max() < 1.4, (values.min(), values.max())
-
-
-def test_held_out_scenes_share_no_seed_with_training():
-    seeds = {HELD_OUT_SEED, train_tower.SEED, train_lm.SEED, examples.SEED}
-    assert len(seeds) == 4
-    pairs = held_out(14)
-    assert [q.kind for _, q in pairs] == list(KINDS) * 2
-    again = held_out(14)
-    assert all(a[1] == b[1] and np.array_equal(np.asarray(a[0]), np.asarray(b[0])) for a, b in zip(pairs, again, strict=True))
-
-
-def test_interval_holds_the_mean():
-    low, high = interval([True] * 70 + [False] * 30)
-    assert low < 0.7 < high and high - low < 0.25
