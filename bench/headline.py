@@ -17,7 +17,7 @@ import numpy as np
 from bench.cost import costs
 from bench.suite.evaluate import Setting
 from bench.suite.stored import answered, commit
-from bench.suite.tasks import NINE, SEED, TASKS, items
+from bench.suite.tasks import DEVELOPMENT_SEED, NINE, SEED, TASKS, items
 from pruning.registry import METHODS
 from vlm.embedded import NAME
 from vlm.model import Vlm
@@ -75,15 +75,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cost", action="store_true", help="time and memory, too; on an idle machine")
     parser.add_argument("--out", type=Path, help="where the JSON line is also written")
     parser.add_argument("--unpruned-only", action="store_true", help="accuracy with the picture and with a blank one, no pruning")
+    parser.add_argument("--development", action="store_true", help="the development split: what is tuned is tuned on it")
     arguments = parser.parse_args(argv)
-    vlm = open_vlm(NAME)
+    vlm, seed = open_vlm(NAME), DEVELOPMENT_SEED if arguments.development else SEED
     tasks = list(TASKS) if arguments.unpruned_only else list(NINE)
     names = [] if arguments.unpruned_only else columns(vlm, arguments.method, arguments.methods)
     full, blank, pruned = {}, {}, {(name, share): {} for name in names for share in arguments.prune}
     for task in tasks:
         wanted = {key: settings_of(*key, "trained" if vlm.scorer else None) for key in pruned}
         extra = [Setting("none"), *([Setting("blank")] if arguments.unpruned_only else [])]
-        scores = answered(vlm, task, items(task, arguments.limit), [*extra, *(s for group in wanted.values() for s in group)])
+        scores = answered(vlm, task, items(task, arguments.limit, seed), [*extra, *(s for group in wanted.values() for s in group)])
         full[task] = scores[extra[0]]
         blank[task] = scores[extra[-1]]
         for key, group in wanted.items():
@@ -91,12 +92,14 @@ def main(argv: list[str] | None = None) -> int:
     for task in tasks:
         beside = f"   blank {100 * blank[task].mean():6.2f}%" if arguments.unpruned_only else ""
         print(f"{task:14} {100 * full[task].mean():6.2f}%  {mean_interval(full[task])}{beside}")
+    mean = round(100 * float(np.mean([full[task].mean() for task in NINE])), 2)
+    print(f"{'mean of nine':14} {mean:6.2f}%")
     record = {
         "n": sum(len(full[task]) for task in NINE),
         "unpruned": {task: round(100 * float(full[task].mean()), 2) for task in tasks},
         "unpruned_interval": {task: mean_interval(full[task]) for task in tasks},
-        "mean": round(100 * float(np.mean([full[task].mean() for task in NINE])), 2),
-        "seed": SEED,
+        "mean": mean,
+        "seed": seed,
         "commit": commit(),
         "kept": {},
         "interval": {},
