@@ -5,7 +5,8 @@ import pytest
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer
 
-from training import fonts, icons, photos
+from bench.suite import tasks
+from training import fonts, icons, photos, world
 from vlm import text_weights
 
 
@@ -17,6 +18,16 @@ def test_every_noun_is_drawn(artist):
     assert {noun: share for noun, share in covered.items() if share < 0.03} == {}
     assert len({cell.tobytes() for cell in drawn.values()}) == len(drawn), "two nouns with the same picture"
     assert icons.icon("cat", artist, 60).shape == (60, 60, 4)
+
+
+def test_more_artists_draw_for_training_only():
+    for artist in icons.EXTRAS:
+        drawn = icons.sheet(artist)
+        assert len(drawn) > 100 and not set(icons.MISNAMED.get(artist, ())) & set(drawn)
+        assert min((cell[..., 3] > 128).mean() for cell in drawn.values()) > 0.03
+    assert world.TRAINING.artists_of("cat") == [*icons.ARTISTS, *icons.EXTRAS]
+    assert world.TRAINING.artists_of("airplane") == ["twemoji", "openmoji", "fluent-emoji-flat", *icons.EXTRAS], "one is held out"
+    assert tasks.SEEN.artists_of("cat") == list(icons.ARTISTS) and tasks.UNSEEN.artists_of("airplane") == ["noto"]
 
 
 def test_every_noun_is_one_token():
