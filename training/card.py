@@ -64,7 +64,7 @@ def main() -> None:
         layers=vision.depth,
         width=vision.hidden_size,
         nouns=len(icons.names()),
-        artists=len(icons.ARTISTS),
+        artists=len(icons.ARTISTS + icons.EXTRAS),
         shapes=len(world.COLORS) * len(world.SHAPES),
         words=len(lettering.words()),
         fonts=len(names()),
