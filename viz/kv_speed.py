@@ -39,7 +39,7 @@ GEOMETRIES = {
 QUERIES = {"evenly": 1.0, "to few tokens": 4.0}
 LOUD_CHANNELS, LOUDNESS = 4, 8.0
 SECONDS, REPEATS, WARMUP = 12.0, 15, 1
-LABEL_WIDTH = 24  # characters
+LABEL_WIDTH, AXIS_WIDTH = 24, 26  # characters
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,8 @@ def speed_figure(progress: Progress, what: str) -> go.Figure:
     what: context and geometry in words.
     """
     rows = progress.rows
-    chart = figure(verdict(rows), 36 * len(rows) + 20, 6)
+    height = 36 * len(rows) + 20
+    chart = figure(verdict(rows), height, 6)
     for family, colour in COLOURS.items():
         own = [row for row in rows if row.family == family]
         if not own:
@@ -238,6 +239,8 @@ def speed_figure(progress: Progress, what: str) -> go.Figure:
         marker={"color": PINK, "symbol": "diamond-open", "size": 10, "line": {"width": 2}},
         hovertemplate="%{y}<br>its bytes alone would take %{x:.3g} ms<extra></extra>",
     )
-    chart.update_xaxes(type="log", title_text=f"ms, median and quartiles ({what})")
+    lines = ["ms, median and quartiles", *textwrap.wrap(f"({what})", AXIS_WIDTH)]
+    chart.update_xaxes(type="log", title_text="<br>".join(lines))
+    chart.update_layout(legend_y=-(26 + 16 * len(lines)) / height)
     chart.update_yaxes(autorange="reversed", tickfont_size=11, automargin=True, showgrid=False, tickcolor=INK)
     return chart
