@@ -41,12 +41,16 @@ def settings_of(name: str, prune: float, scorer: str | None = None) -> list[Sett
 
 
 def kept(full: dict[str, np.ndarray], pruned: dict[str, np.ndarray], rows: dict[str, np.ndarray] | None = None) -> float:
-    """Mean over tasks of pruned / unpruned; ``rows`` picks questions (a bootstrap draw)."""
+    """Mean over tasks of pruned / unpruned; ``rows`` picks questions (a bootstrap draw).
+
+    A task of which nothing was right unpruned has no ratio and is left out: a draw of few questions may hold one.
+    """
     ratios = []
     for task in full:
         chosen = slice(None) if rows is None else rows[task]
-        ratios.append(pruned[task][chosen].mean() / max(full[task][chosen].mean(), 1e-9))
-    return float(np.mean(ratios))
+        if right := full[task][chosen].mean():
+            ratios.append(pruned[task][chosen].mean() / right)
+    return float(np.mean(ratios)) if ratios else 0.0
 
 
 def interval(full: dict[str, np.ndarray], pruned: dict[str, np.ndarray], less: dict[str, np.ndarray] | None = None) -> list[float]:

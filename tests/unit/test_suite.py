@@ -143,3 +143,11 @@ def test_costs_of_settings_and_the_table_as_a_whole(monkeypatch, tmp_path, capsy
     assert record["n"] == 4 and set(record["kept"]) == {"idpruner", "uniform", "visionzip"}
     assert set(record["cost"]) == {"none", *record["kept"]} and set(record["pruned"]["uniform"]["0.9"]) == {"naming", "counting"}
     assert "visionselector" not in headline.columns(vlm, "idpruner", ["all"])
+
+
+def test_a_task_without_a_right_answer_has_no_ratio():
+    full, pruned = {"a": np.array([0.0, 0.0]), "b": np.array([1.0, 1.0])}, {"a": np.array([0.0, 1.0]), "b": np.array([1.0, 0.0])}
+    assert headline.kept(full, pruned) == 0.5
+    full["a"] = np.array([0.0, 1.0])
+    low, high = headline.interval(full, pruned)
+    assert 0 <= low <= high <= 200, "a draw of zeros must not make the interval endless"
