@@ -36,7 +36,8 @@ def word_directions(embedding: torch.Tensor, encode) -> Words:
 
     A class of two words (" red", " circle"; " text", " open") is the normalised sum of both; ``marker`` (" one") flags the cell
     that holds an item's centre, so that items can be counted. Digits are nearly one vector: how each differs from their mean counts
-    as a word of its own. Raises ValueError where a word is more than one token: two with one beginning could not be told apart.
+    as a word of its own; the second of two in one cell is turned aside, so that 46 is not 64.
+    Raises ValueError where a word is more than one token: two with one beginning could not be told apart.
     """
     mean = embedding.mean(0)
     unit = partial(torch.nn.functional.normalize, dim=-1)
@@ -49,13 +50,15 @@ def word_directions(embedding: torch.Tensor, encode) -> Words:
     digits = torch.stack([vector(digit) for digit in "0123456789"]).mean(0)
 
     def direction(name: str) -> torch.Tensor:
-        first, _, written = name.partition(" ")
-        if first != "text":
+        kind, _, written = name.partition(" ")
+        if kind != "text":
             return unit(sum(unit(vector(f" {part}") - mean) for part in name.split()))
         # Half of what all that is written shares: enough to tell it from the thing, and words stay far from one another.
         shared = 0.5 * unit(vector(" text") - mean)
         if written.isdigit():
-            return unit(shared + 0.5 * unit(digits - mean) + unit(vector(written) - digits))
+            first, *second = (unit(vector(digit) - digits) for digit in written)
+            aside = [torch.roll(digit, len(digit) // 2) for digit in second]
+            return unit(sum(aside, shared + 0.5 * unit(digits - mean) + first))
         return unit(shared + unit(vector(f" {lettering.spelled(written)}") - mean))
 
     directions = torch.stack([direction(name) for name in world.classes()])

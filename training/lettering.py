@@ -66,11 +66,9 @@ def spelled(text: str) -> str:
 
 
 def class_name(word: str) -> str:
-    """The class of a written word: its own where it is known, else "text word"; "text 4" for a number that begins with 4."""
+    """The class of a written word: its own where it is known, else "text word"; a number's is its first two digits."""
     plain = "".join(c for c in word.lower() if c.isalnum())
-    if plain in words() or plain[:1].isdigit():
-        return f"text {plain if plain in words() else plain[0]}"
-    return "text word"
+    return f"text {plain if plain in words() else plain[:2] if plain.isdigit() else 'word'}"
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,11 @@ class Sheet:
                 centre = (start + stop) / 2
                 cell = row, int(centre // CELL)
                 if 0 <= row < high and 0 <= cell[1] < wide:
-                    letter = text[index].lower()
-                    name = class_name(letter if word.strip("$.,%").isdigit() else word)
+                    letter, following = text[index].lower(), text[index + 1 : index + 2]
+                    if letter.isdigit():
+                        name = class_name(letter + following * following.isdigit())
+                    else:
+                        name = class_name(word if any(c.isalpha() for c in word) else letter)
                     self.written.setdefault(cell, []).append((centre, letter, f"{name}@{y}"))
             place += len(word) + 1
 
@@ -153,9 +154,11 @@ class Sheet:
             lines = {name.split("@")[1] for name in names}
             if len(lines) > 1 or len(letters) > SLOTS:
                 continue
-            # The first digit of a number names its cell.
-            names = [name for name in names if name[5:6].isdigit()][:1] or names
-            labels[cell] = class_index[max(names, key=names.count).split("@")[0]]
+            names = [name.split("@")[0] for name in names]
+            # The first digits of a number name its cell: two where both stand in it.
+            if digits := [name for name in names if name[5].isdigit()]:
+                names = [digits[0] if len(digits) > 1 else digits[0][:6]]
+            labels[cell] = class_index[max(names, key=names.count)]
             self.chars[cell] = 0
             for slot, (_, letter, _) in enumerate(letters):
                 self.chars[cell][slot] = ALPHABET.find(letter)

@@ -12,10 +12,11 @@ import torch
 from torch.utils.data import IterableDataset
 
 from training import plain, questions, world
+from training.train_tower import Targets, targets
 from vlm.tokenizer import IM_END, VISION_START, Prompter
 
 SEED = 12
-PAIRS, ALIKE = 16, 2  # questions a picture, and of these of one kind with one answer
+PAIRS, ALIKE = 10, 2  # questions a picture, and of these of one kind with one answer
 VISUAL_TOKENS, MOST_IMAGES = 512, 3  # a batch
 VARIED_SHARE = 0.5  # of pictures whose pictograms may be turned and tinted
 FOLLOW_UPS, PLAIN = 0.4, 0.4  # shares of pictures with a second turn, and with a question that is not about the picture
@@ -38,7 +39,7 @@ KIND_WEIGHTS = {
 
 @dataclass
 class Batch:
-    """ids, segment, labels, weights [B, L]; positions [3, B, L]; images uint8 [B, H, W, 3]."""
+    """ids, segment, labels, weights [B, L]; positions [3, B, L]; images uint8 [B, H, W, 3]; targets: of their tokens."""
 
     images: torch.Tensor
     ids: torch.Tensor
@@ -46,6 +47,7 @@ class Batch:
     labels: torch.Tensor
     weights: torch.Tensor
     positions: torch.Tensor
+    targets: Targets
 
 
 def pack(prompter: Prompter, scenes: list[world.Scene], pairs: list[list[questions.Question]]) -> Batch:
@@ -86,6 +88,7 @@ def pack(prompter: Prompter, scenes: list[world.Scene], pairs: list[list[questio
         labels=labels,
         weights=weights,
         positions=positions,
+        targets=targets(scenes),
     )
 
 

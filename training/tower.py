@@ -74,10 +74,10 @@ def _attention(module: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch
 
 
 @lru_cache
-def compiled_block():
-    """``block_forward`` compiled once per shape and shared by all layers: 2.5 times faster than eager on a CPU."""
+def compiled_block(dynamic: bool = False):
+    """``block_forward`` compiled once per shape, or for all, and shared by all layers: 2.5 times faster than eager on a CPU."""
     torch._dynamo.config.recompile_limit = 64
-    return torch.compile(block_forward, dynamic=False)
+    return torch.compile(block_forward, dynamic=dynamic)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Stage 2: teach the language model to answer from the tower's tokens. ``python -m training.train_lm --minutes 70``
 
-SmolLM2 and the tower stay frozen; low-rank adapters on all matrices of the language model's layers learn.
-Resumes from runs/lm.pt.
+SmolLM2 stays frozen; low-rank adapters on all matrices of the language model's layers learn, and the tower goes on slowly, by the
+answers and by stage 1's loss together. Resumes from runs/lm.pt.
 """
 
 import argparse
@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader
 
 from training import common, tower
 from training.packing import SEED, Batch, Examples, attention_mask, first_visual
-from training.train_tower import go_on, warm_start
+from training.train_tower import Heads, go_on, optimizers_of, warm_start
 from vlm import embedded
 
 RANK, SCALE = 32, 2.0
 PEAK = 1.5e-3
+TOWER_RATE, TOWER_WEIGHT = 0.1, 0.5  # of stage 1's learning rates, and of its loss
 PROBE_LAYER = 7
 
 
@@ -56,7 +57,7 @@ def compile_layers(language: nn.Module) -> None:
 
 
 class Student(nn.Module):
-    """The model in training form: frozen tower, adapters, and a probe for positions."""
+    """The model in training form: the tower with the heads of stage 1, adapters, and a probe for positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +65,9 @@ class Student(nn.Module):
         # The plain product: SDPA's backward is twice as slow on a CPU at these lengths.
         model.set_attn_implementation("eager")
         language = model.model.language_model.requires_grad_(False)
-        self.vision, self.language = model.model.visual.requires_grad_(False), language
+        self.vision, self.language = model.model.visual, language
+        self.heads = Heads(common.word_directions(language.embed_tokens.weight.detach(), self.prompter.encode))
+        self.run_block = None
         self.adapters = attach_adapters(language)
         if common.autocast_dtype() is not torch.float32:
             # What never changes is cast once, not at every step.
@@ -85,11 +88,13 @@ class Student(nn.Module):
         return named
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        tokens = tower.forward(self.vision, tower.normalise(batch.images))[0]
+        tokens, half = tower.forward(self.vision, tower.normalise(batch.images), self.run_block)
         answers, right = self.answers(batch, tokens, attention_mask(batch.segment))
         start, count = first_visual(batch), tokens.shape[1] * tokens.shape[2]
         positions = self._positions(self.seen[:, start : start + count], tokens.shape[1:3])
-        return {"answers": answers, "positions": positions, "right": right}
+        seen = self.heads(tokens, half, batch.targets)
+        loss = answers + 0.2 * positions + TOWER_WEIGHT * seen.pop("loss")
+        return {"loss": loss, "answers": answers, "positions": positions, "right": right, **seen}
 
     def answers(self, batch: Batch, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of the answers, and the share of their tokens that are right.
@@ -158,24 +163,29 @@ def train(
     student = Student()
     if compiled:
         compile_layers(student.language)
+        student.run_block = tower.compiled_block(dynamic=True)
     trained = student.trained()
-    optimizer = torch.optim.AdamW(trained.values(), weight_decay=0.0, betas=(0.9, 0.98))
+    optimizers = [torch.optim.AdamW([{"params": list(trained.values()), "peak": PEAK}], weight_decay=0.0, betas=(0.9, 0.98))]
+    optimizers += optimizers_of(student.vision, student.heads, TOWER_RATE)
     clock, step, before = common.Clock(minutes * 60), 0, 0.0
     if saved := common.load("lm"):
         for name, tensor in saved["language"].items():
             trained[name].data.copy_(tensor)
-        optimizer.load_state_dict(saved["optimizer"])
-        clock, step = common.Clock(minutes * 60, saved["spent"]), saved["step"]
-        before = saved["before"]
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        clock, step, before = common.Clock(minutes * 60, saved["spent"]), saved["step"], saved["before"]
     elif from_shipped:
         load_shipped(student)
         step, before = load_checkpoint(trained)
-        if (saved := common.load("tower")) is None:
-            go_on(student.vision)
-    elif (saved := common.load("tower")) is None:
+    stage_1 = common.load("tower")
+    if found := saved or stage_1:
+        student.vision.load_state_dict(found["visual"])
+        student.heads.load_state_dict(found["heads"])
+    elif from_shipped:
+        steps, spent = go_on(student.vision, student.heads)
+        stage_1 = {"step": steps, "before": spent, "spent": 0.0, "lettered": True}
+    else:
         raise SystemExit("runs/tower.pt is missing: run `python -m training.train_tower` first.")
-    if saved:
-        student.vision.load_state_dict(saved["visual"])
     loader = DataLoader(Examples(student.prompter, step), batch_size=None, num_workers=1, prefetch_factor=4)
     last_saved, seen = clock.spent, []
     for raw in loader:
@@ -183,32 +193,41 @@ def train(
         if progress >= 1 or (batches is not None and batches <= 0):
             break
         batches = None if batches is None else batches - 1
-        for group in optimizer.param_groups:
-            group["lr"] = common.cosine(progress, rate * PEAK)
         with common.autocast():
             terms = student(Batch(**raw))
-        optimizer.zero_grad(set_to_none=True)
-        (terms["answers"] + 0.2 * terms["positions"]).backward()
-        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
-        optimizer.step()
+        terms["loss"].backward()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = common.cosine(progress, rate * group["peak"])
+                torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+            with common.autocast():
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         step += 1
         seen.append({name: value.item() for name, value in terms.items()})
         if step % 20 == 0:
             common.log("lm", step=step, minutes=clock.spent / 60, **common.means(seen))
             seen = []
         if clock.spent - last_saved > 180:
-            _save(student, optimizer, clock, step, before)
+            _save(student, optimizers, clock, step, before)
             last_saved = clock.spent
-    _save(student, optimizer, clock, step, before)
+    _save(student, optimizers, clock, step, before)
+    if stage_1:
+        # Stage 1 would go on from the tower as it is now, not as it left it.
+        common.save("tower", stage_1 | {"optimizers": [], **_tower(student)})
 
 
-def _save(student: Student, optimizer: torch.optim.Optimizer, clock: common.Clock, step: int, before: float) -> None:
+def _tower(student: Student) -> dict:
+    return {"visual": student.vision.state_dict(), "heads": student.heads.state_dict()}
+
+
+def _save(student: Student, optimizers: list, clock: common.Clock, step: int, before: float) -> None:
     common.save(
         "lm",
         {
-            "visual": student.vision.state_dict(),
+            **_tower(student),
             "language": {name: parameter.data for name, parameter in student.trained().items()},
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "spent": clock.spent,
             "before": before,
             "step": step,

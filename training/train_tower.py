@@ -151,7 +151,7 @@ def train(
     with torch.no_grad():
         vision.merger.mlp[2].bias.copy_(words.mean)
     parameters = [*vision.parameters(), *heads.parameters()]
-    optimizers = _optimizers(vision, heads)
+    optimizers = optimizers_of(vision, heads)
     clock, step, before = common.Clock(minutes * 60), 0, 0.0
     if saved := common.load("tower"):
         if letters and saved["lettered"]:
@@ -222,13 +222,13 @@ def warm_start(vision: torch.nn.Module) -> None:
                 torch.nn.init.zeros_(linear.bias)
 
 
-def _optimizers(vision: torch.nn.Module, heads: Heads) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers (fewer images for the same loss), AdamW for the rest."""
+def optimizers_of(vision: torch.nn.Module, heads: Heads, rate: float = 1.0) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers (fewer images for the same loss), AdamW for the rest; ``rate`` times their rates."""
     matrices = [p for name, p in vision.named_parameters() if p.ndim == 2 and name.startswith("blocks.")]
     others = [p for name, p in vision.named_parameters() if not (p.ndim == 2 and name.startswith("blocks."))]
-    rest = {"params": [*others, *heads.parameters()], "peak": PEAK}
+    rest = {"params": [*others, *heads.parameters()], "peak": rate * PEAK}
     return [
-        Muon([{"params": matrices, "peak": MUON_PEAK}], lr=MUON_PEAK, weight_decay=0.02),
+        Muon([{"params": matrices, "peak": rate * MUON_PEAK}], lr=MUON_PEAK, weight_decay=0.02),
         torch.optim.AdamW([rest], lr=PEAK, weight_decay=0.02, betas=(0.9, 0.98)),
     ]
 

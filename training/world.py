@@ -17,15 +17,16 @@ CELL = 28
 BACKGROUND, IGNORE = 0, -1
 # (height, width): multiples of 112, so that the windows of a training batch are one tensor; 64 to 256 visual tokens.
 SIZES = ((224, 224), (224, 336), (336, 224), (336, 336), (224, 448), (448, 224), (448, 448))
-SIZE_WEIGHTS = (0.22, 0.08, 0.08, 0.12, 0.06, 0.06, 0.38)
+SIZE_WEIGHTS = (0.14, 0.08, 0.08, 0.12, 0.08, 0.06, 0.44)
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 
 
 @cache
 def classes() -> tuple[str, ...]:
-    """Class names by index: the ground, every noun, every colour and shape ("red circle"), every digit and word ("text open")."""
+    """Class names by index: the ground, every noun, colour and shape ("red circle"), one or two digits, and word ("text open")."""
     shapes = (f"{color} {shape}" for color in COLORS for shape in SHAPES)
-    return ("background", *icons.names(), *shapes, *(f"text {text}" for text in (*"0123456789", "word", *lettering.words())))
+    digits = (*"0123456789", *(f"{number:02}" for number in range(100)))
+    return ("background", *icons.names(), *shapes, *(f"text {text}" for text in (*digits, "word", *lettering.words())))
 
 
 @cache
@@ -176,7 +177,7 @@ def draw(
     Items are between ``smallest`` and 120 pixels; fewer than ``count`` are placed where the picture is full.
     """
     height, width = size
-    count = int(rng.choice(6, p=(0.28, 0.2, 0.18, 0.14, 0.1, 0.1))) + 1 if count is None else count
+    count = int(rng.choice(8, p=(0.22, 0.16, 0.15, 0.13, 0.11, 0.1, 0.08, 0.05))) + 1 if count is None else count
     words = int(rng.integers(1, 3)) * (rng.random() < 0.2) if words is None else words
     canvas = _Canvas(ground(rng, height, width))
     for _ in range(8 * count):
@@ -260,11 +261,11 @@ def draw_words(rng: np.random.Generator, size: tuple[int, int], look: Look = TRA
 def draw_any(rng: np.random.Generator, size: tuple[int, int], look: Look = TRAINING) -> Scene:
     """A scene of a random kind, as often as in training."""
     kind = rng.random()
-    if kind < 0.54:
+    if kind < 0.5:
         return draw(rng, size, look=look)
-    if kind < 0.7:
+    if kind < 0.68:
         return draw_words(rng, size, look)
-    return draw_chart(rng, size, look) if kind < 0.84 else draw_document(rng, size, look)
+    return draw_chart(rng, size, look) if kind < 0.86 else draw_document(rng, size, look)
 
 
 def lettered(sheet: lettering.Sheet) -> Scene:

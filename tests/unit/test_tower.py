@@ -1,5 +1,7 @@
 """The training code: its tower is the library's tower, and its questions have the answers that they claim."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -72,7 +74,9 @@ def test_labels_name_only_what_is_in_the_scene(seed):
     assert scene.image.dtype == np.uint8
     assert scene.labels.shape == (height // 28, width // 28)
     there = {world.class_index()[item.name] for item in scene.items}
-    there |= {world.class_index()[lettering.class_name(word)] for text in scene.texts for word in (*text.text.split(), *text.text)}
+    for text in (text.text for text in scene.texts):
+        pairs = [first + second for first, second in itertools.pairwise(text) if (first + second).isdigit()]
+        there |= {world.class_index()[lettering.class_name(part)] for part in (*text.split(), *text, *pairs)}
     if scene.chart and scene.chart.colors:
         there |= {world.class_index()[f"{color} square"] for color in scene.chart.colors}
     assert scene.chars.shape == (*scene.labels.shape, lettering.SLOTS)
@@ -83,6 +87,17 @@ def test_labels_name_only_what_is_in_the_scene(seed):
     for item in scene.items:
         assert 0 < item.x < 1 and 0 < item.y < 1
         assert item.name in world.classes()
+
+
+def test_a_cell_of_two_digits_has_a_class_of_its_own():
+    sheet = lettering.Sheet(np.zeros((56, 224, 3), np.float32))
+    font = lettering.fonts.names()[0]
+    for text, size, x, y in (("46", 20, 2, 14), ("64", 44, 58, 14), ("$7", 16, 142, 14), ("B2b", 12, 2, 42), ("March", 16, 62, 42)):
+        sheet.write(text, font, size, x, y, np.full(3, 255, np.float32))
+    labels = sheet.finish(np.zeros((2, 8), np.int64), world.class_index(), world.IGNORE)
+    found = [[world.classes()[label] if label >= 0 else "" for label in row] for row in labels]
+    assert [found[0][column] for column in (0, 2, 3, 5)] == ["text 46", "text 6", "text 4", "text 7"], found
+    assert (found[1][0], found[1][2]) == ("text 2", "text march"), found
 
 
 def ninth(item: world.Item) -> str:
