@@ -12,7 +12,7 @@ reading of 256 MB by torch.sum on the same threads.
 
 The data are bench.kv_data's. Sizes that this machine has no memory for are left out, and said so. Ends with one JSON line,
 {geometry: {context: {kernel: {"ms": x, "error": x, "bytes": x}}}}.
-``--out assets/results/kv_attention.json`` keeps it for the page.
+``--out assets/results/kv_attention.json`` keeps it for the page, size by size.
 """
 
 from __future__ import annotations
@@ -213,12 +213,10 @@ def main(argv: list[str] | None = None) -> int:
                 name: {"ms": round(t.median * 1e3, 4), "error": float(f"{error:.3g}"), "bytes": read}
                 for name, (t, error, read) in found.items()
             }
-    line = json.dumps(record)
-    print(line)
-    if arguments.out:
-        arguments.out.write_text(
-            json.dumps({"where": where(), "error": arguments.error, "data": arguments.data, "measured": record}) + "\n"
-        )
+            if arguments.out:
+                about = {"where": where(), "error": arguments.error, "data": arguments.data}
+                arguments.out.write_text(json.dumps(about | {"measured": record}) + "\n")
+    print(json.dumps(record))
     return 0
 
 
