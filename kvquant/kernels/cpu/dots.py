@@ -1,8 +1,9 @@
-"""Scores of 16 rows of int8 digits at once: 24-bit queries as three int8 digits, in 8-bit products with 32-bit sums.
+"""Scores of 16 rows of int8 digits at once: 24-bit queries as three int8 digits, in integer products with 32-bit sums.
 
 The rows are turned so that a lane is a row: no sum across lanes is ever needed, and one register of keys serves all
 query heads. Keys are made unsigned by adding 128 to every digit, as the instruction wants one unsigned factor; the sums
-start at -128 times the sum of the query's digits, which takes it back exactly.
+start at -128 times the sum of the query's digits, which takes it back exactly. A CPU with AVX2 alone has no such instruction; there
+the first two digits are one int16 and keys are widened, in 16-bit products: the same sums, exactly.
 
 Measured against ``torch._int_mm`` on two cores of an AMD EPYC (Zen 4: AVX-512 VNNI, no AMX), K's high plane of 16384 tokens, 28/4
 heads of 128, 16-bit queries: 1.4 ms for its products alone, 0.65 to 0.85 ms for these, scores and exponentials included. So there
@@ -19,11 +20,13 @@ from numba.extending import intrinsic
 from kvquant.kernels.cpu.vectors import (
     F32,
     I8,
+    I16,
     I32,
     I64,
     LANES,
     byte_dot,
     fetch,
+    has,
     has_vnni,
     index,
     load,
@@ -31,17 +34,21 @@ from kvquant.kernels.cpu.vectors import (
     splat,
     store,
     vector,
+    word_dot,
 )
 
 DIGITS = 3
 HEADS = 8
 CHUNK = 4 * LANES  # bytes of a row that are turned at once
 VNNI = has_vnni()
+WORDS = not VNNI and has("avx2")
+# Columns of 16-bit sums in one go: four registers each, of 16.
+TILE = 3
 
 
 @intrinsic
 def turn_rows(typing_context, plane, dim, tokens, offset, out):
-    """Bytes offset..offset+63 of 16 int8 rows, plus 128, as uint8 out [16 fours of channels, 16 rows, 4].
+    """Bytes offset..offset+63 of 16 int8 rows, plus 128 (not with WORDS), as out [16 fours of channels, 16 rows, 4].
 
     plane: of rows of ``dim`` bytes; tokens: the address of 16 int64 row numbers, not written just before: what was stored with
     wide instructions cannot be loaded piece by piece until it has reached the cache, which made this three times slower.
@@ -49,7 +56,7 @@ def turn_rows(typing_context, plane, dim, tokens, offset, out):
 
     def codegen(context, builder, signature, arguments):
         plane, dim, tokens, offset, out = arguments
-        flip = ir.Constant(vector(I32), [0x80808080] * LANES)
+        flip = ir.Constant(vector(I32), [0 if WORDS else 0x80808080] * LANES)
         rows = [builder.add(plane, builder.mul(dim, load(builder, I64, tokens, 8 * i))) for i in range(LANES)]
         x = [builder.xor(load(builder, vector(I32), row, offset), flip) for row in rows]
         y = [_turned_fours(builder, x[i : i + 4]) for i in range(0, LANES, 4)]
@@ -92,8 +99,8 @@ def _turned_lanes(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]
 def turned_dots(typing_context, turned, plane, dim, wanted, query, pitch, start, fours, out, stride, heads, digits):
     """The dot products of 16 turned rows with 1 to 8 heads' queries: with the first two ``digits`` (2), or all three.
 
-    turned: uint8 [fours, 16, 4]; wanted: the address of the numbers of 16 rows of the plane that will be turned next; query: int8
-    [fours, heads, 3, 4], ``pitch`` bytes per four; start: int32 [heads, 3]; out: float32 [heads, 16], ``stride`` bytes per head,
+    turned: bytes [fours, 16, 4]; wanted: the address of the numbers of 16 rows of the plane that will be turned next; query: int8
+    [fours, heads, 3, 4] (with WORDS the first two of three are int16 [4]), ``pitch`` bytes per four; start: int32 [heads, 3]; out: float32 [heads, 16], ``stride`` bytes per head,
     in units of the last digit used.
     """
 
@@ -103,10 +110,17 @@ def turned_dots(typing_context, turned, plane, dim, wanted, query, pitch, start,
             for used in (2, DIGITS):
                 fits = (builder.icmp_signed("==", value, index(k)) for value, k in ((heads, n), (digits, used)))
                 with builder.if_then(builder.and_(*fits)):
-                    _dots(builder, *operands, n, used)
+                    (_word_dots if WORDS else _dots)(builder, *operands, n, used)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 12), codegen
+
+
+def _fetch_next(builder, plane, dim, wanted, four):
+    """There are as many cache lines in 16 rows as there are fours in one."""
+    place = builder.mul(builder.and_(four, index(LANES - 1)), index(8))
+    line = builder.mul(builder.lshr(four, index(4)), index(CHUNK))
+    fetch(builder, builder.add(plane, builder.add(builder.mul(dim, load(builder, I64, wanted, place)), line)))
 
 
 def _dots(builder, turned, plane, dim, wanted, query, pitch, start, fours, out, stride, heads, digits):
@@ -116,18 +130,61 @@ def _dots(builder, turned, plane, dim, wanted, query, pitch, start, fours, out, 
     with cgutils.for_range(builder, fours, intp=I64) as loop:
         keys = load(builder, vector(I8, CHUNK), turned, builder.mul(loop.index, index(CHUNK)))
         row = builder.add(query, builder.mul(loop.index, pitch))
-        # There are as many cache lines in 16 rows as there are fours in one.
-        place = builder.mul(builder.and_(loop.index, index(LANES - 1)), index(8))
-        line = builder.mul(builder.lshr(loop.index, index(4)), index(CHUNK))
-        fetch(builder, builder.add(plane, builder.add(builder.mul(dim, load(builder, I64, wanted, place)), line)))
+        _fetch_next(builder, plane, dim, wanted, loop.index)
         for (_, place), total in zip(columns, sums, strict=True):
             number = builder.bitcast(splat(builder, load(builder, I32, row, place)), vector(I8, CHUNK))
             builder.store(byte_dot(builder, builder.load(total), keys, number, VNNI), total)
+    _write(builder, [(j, builder.load(total)) for (j, _), total in zip(columns, sums, strict=True)], out, stride)
+
+
+def _write(builder, sums, out, stride):
+    """Sums by head, the higher digits first, as one float32 each."""
     values = {}
-    for (j, _), total in zip(columns, sums, strict=True):
-        number = builder.sitofp(builder.load(total), vector(F32))
+    for j, total in sums:
+        number = builder.sitofp(total, vector(F32))
         if j in values:
             number = builder.fadd(builder.fmul(values[j], ir.Constant(vector(F32), [256.0] * LANES)), number)
         values[j] = number
     for j, value in values.items():
         store(builder, value, out, builder.mul(stride, index(j)))
+
+
+def _word_dots(builder, turned, plane, dim, wanted, query, pitch, start, fours, out, stride, heads, digits):
+    """As :func:`_dots`, in 16-bit products; two sums of every row stay apart until the end. start: not used."""
+    columns = [(j, low) for j in range(heads) for low in range(digits - 1)]
+    done = []
+    for first in range(0, len(columns), TILE):
+        tile = columns[first : first + TILE]
+        sums = [[cgutils.alloca_once_value(builder, ir.Constant(vector(I32, 8), [0] * 8)) for _ in range(4)] for _ in tile]
+        with cgutils.for_range(builder, fours, intp=I64) as loop:
+            row = builder.add(query, builder.mul(loop.index, pitch))
+            if first == 0:
+                _fetch_next(builder, plane, dim, wanted, loop.index)
+            numbers = [builder.bitcast(_four(builder, row, 12 * j, low), vector(I16)) for j, low in tile]
+            place = builder.mul(loop.index, index(CHUNK))
+            for part in range(4):
+                at = builder.add(place, index(LANES * part))
+                keys = builder.sext(load(builder, vector(I8), turned, at), vector(I16))
+                for number, totals in zip(numbers, sums, strict=True):
+                    total = builder.add(builder.load(totals[part]), word_dot(builder, keys, number))
+                    builder.store(total, totals[part])
+        done += [_row_sums(builder, [builder.load(total) for total in totals]) for totals in sums]
+    _write(builder, [(j, total) for (j, _), total in zip(columns, done, strict=True)], out, stride)
+
+
+def _four(builder, row, place, low):
+    """A head's four numbers of 16 bits, four times: of the first two digits, or of the last."""
+    if low:
+        number = builder.bitcast(builder.sext(load(builder, vector(I8, 4), row, place + 8), vector(I16, 4)), I64)
+    else:
+        number = load(builder, I64, row, place)
+    return splat(builder, number, 4)
+
+
+def _row_sums(builder, parts):
+    """int32 [16] from four times [8], in which two neighbours belong to a row."""
+    halves = []
+    for a, b in (parts[:2], parts[2:]):
+        even, odd = (shuffle(builder, a, b, list(range(first, 16, 2))) for first in (0, 1))
+        halves.append(builder.add(even, odd))
+    return shuffle(builder, *halves, list(range(LANES)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvquant.kernels.cpu.dots import WORDS
 from kvquant.kernels.cpu.numbers import jit
 
 LOG2E = np.float32(1.4426950408889634)
@@ -17,7 +18,7 @@ LARGEST = np.float32(1e30)
 def split_query(query, spread, scale, digits, start, size):
     """query: float32 [D]; spread: float32 [D]. Returns False where a number is not finite.
 
-    Writes digits int8 [D / 4, 3, 4] and start int32 [3] (see kvquant.kernels.cpu.dots), and size float32 [6], all times
+    Writes digits int8 [D / 4, 3, 4] (with WORDS the first two as int16) and start int32 [3] (see kvquant.kernels.cpu.dots), and size float32 [6], all times
     ``scale``: the step of the last digit; the l1 and the l2 norm of query * spread; those of what two digits leave out; half the
     step, which is what three digits leave out of a channel.
     """
@@ -37,7 +38,13 @@ def split_query(query, spread, scale, digits, start, size):
         upper = (whole - low) >> 8
         middle = ((upper + 128) & 255) - 128
         high = (upper - middle) >> 8
-        digits[c // 4, 0, c % 4], digits[c // 4, 1, c % 4], digits[c // 4, 2, c % 4] = high, middle, low
+        digits[c // 4, 2, c % 4] = low
+        if WORDS:  # the bytes of one int16
+            place = 2 * (c % 4)
+            pair = digits[c // 4, place // 4, place % 4 : place % 4 + 2]
+            pair[0], pair[1] = middle, high - (middle < 0)
+        else:
+            digits[c // 4, 0, c % 4], digits[c // 4, 1, c % 4] = high, middle
         start[0] -= 128 * high
         start[1] -= 128 * middle
         start[2] -= 128 * low

@@ -81,11 +81,16 @@ def fetch(builder: ir.IRBuilder, address: ir.Value) -> None:
     builder.call(function, [pointer, *(ir.Constant(I32, k) for k in (0, 3, 1))])
 
 
+def has(feature: str) -> bool:
+    """Whether the CPU that numba compiles for has ``feature``, by LLVM's name."""
+    if config.CPU_NAME or config.CPU_FEATURES:  # another CPU than this one
+        return f"+{feature}" in (config.CPU_FEATURES or "")
+    return bool(llvm.get_host_cpu_features().get(feature))
+
+
 def has_vnni() -> bool:
-    """Whether this CPU multiplies 64 pairs of bytes and adds fours of products in one instruction (AVX-512 VNNI)."""
-    if config.CPU_NAME or config.CPU_FEATURES:  # numba was told to compile for another CPU
-        return "+avx512vnni" in (config.CPU_FEATURES or "")
-    return bool(llvm.get_host_cpu_features().get("avx512vnni"))
+    """Whether it multiplies 64 pairs of bytes and adds fours of products in one instruction (AVX-512 VNNI)."""
+    return has("avx512vnni")
 
 
 def byte_dot(builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value, vnni: bool) -> ir.Value:
@@ -100,6 +105,12 @@ def byte_dot(builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed:
         parts = (shuffle(builder, product, product, list(range(first, 2 * lanes, 2))) for first in (0, 1))
         product = builder.add(*parts)
     return builder.add(total, product)
+
+
+def word_dot(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """Sums of two neighbouring products: int16 [16] twice -> int32 [8] (AVX2)."""
+    kind = ir.FunctionType(vector(I32, 8), [vector(I16, 16)] * 2)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd"), [a, b])
 
 
 @intrinsic
