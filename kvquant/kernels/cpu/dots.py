@@ -100,8 +100,8 @@ def turned_dots(typing_context, turned, plane, dim, wanted, query, pitch, start,
     """The dot products of 16 turned rows with 1 to 8 heads' queries: with the first two ``digits`` (2), or all three.
 
     turned: bytes [fours, 16, 4]; wanted: the address of the numbers of 16 rows of the plane that will be turned next; query: int8
-    [fours, heads, 3, 4] (with WORDS the first two of three are int16 [4]), ``pitch`` bytes per four; start: int32 [heads, 3]; out: float32 [heads, 16], ``stride`` bytes per head,
-    in units of the last digit used.
+    [fours, heads, 3, 4] (with WORDS the first two of three are int16 [4]), ``pitch`` bytes per four; start: int32 [heads, 3];
+    out: float32 [heads, 16], ``stride`` bytes per head, in units of the last digit used.
     """
 
     def codegen(context, builder, signature, arguments):

@@ -18,9 +18,9 @@ LARGEST = np.float32(1e30)
 def split_query(query, spread, scale, digits, start, size):
     """query: float32 [D]; spread: float32 [D]. Returns False where a number is not finite.
 
-    Writes digits int8 [D / 4, 3, 4] (with WORDS the first two as int16) and start int32 [3] (see kvquant.kernels.cpu.dots), and size float32 [6], all times
-    ``scale``: the step of the last digit; the l1 and the l2 norm of query * spread; those of what two digits leave out; half the
-    step, which is what three digits leave out of a channel.
+    Writes digits int8 [D / 4, 3, 4] (with WORDS the first two as int16) and start int32 [3] (see kvquant.kernels.cpu.dots), and
+    size float32 [6], all times ``scale``: the step of the last digit; the l1 and the l2 norm of query * spread; those of what two
+    digits leave out; half the step, which is what three digits leave out of a channel.
     """
     dim, top = len(query), np.float32(1e-30)
     for c in range(dim):
