@@ -13,7 +13,7 @@ from kvquant.kernels.cpu.vectors import F32, I8, I32, I64, LANES, fetch, index, 
 from kvquant.planes import BASE
 
 # Channels done in one go: two registers a head, so that up to 8 heads stay in 32 registers. AVX2 has 16, and spills; but three
-# heads in one go, or one register a head, made no whole step faster on a Zen 3, as every row is then converted or visited more often.
+# heads in one go, or one register a head, made no whole step faster on a Zen 3: every row is then converted or visited more often.
 STRIDE = 2 * LANES
 HEADS = 8
 # Rows done in one go, while the cache lines of the next are asked for; and room that lists of rows have for what comes next.
