@@ -3,9 +3,9 @@
 ``decode_attention`` answers as the reference does, from the same planes within the same bounds; ``available`` says whether the
 kernels run here, ``unserved`` why a request has to go to the reference.
 
-Where it pays is measured by bench.kv_attention. Two cores with AVX-512 VNNI are bound by arithmetic, not by memory: where query
-heads share a KV head, reading every bit (Exact) can be as fast as choosing half of them. Threads meet several times per
-step: beside other busy processes all of the gain is lost.
+Where it pays is measured by bench.kv_attention. Two cores are bound by arithmetic, not by memory, with AVX-512 VNNI and more so with
+AVX2: where query heads share a KV head, reading every bit (Exact) can be as fast as choosing half of them. Threads meet several
+times per step: beside other busy processes all of the gain is lost.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from kvquant.kernels import reference
 from kvquant.modes import Certified, Exact, Mode, Paper, Trace
 from kvquant.store import Store
 
-# The innermost kernels take whole 64-byte lines of a row.
-LINE = 64
+# The innermost kernels take whole 64-byte lines of a row; over the longest, a 32-bit sum of 16-bit products could overflow.
+LINE, LONGEST = 64, 512
 
 
 @lru_cache(maxsize=2)
@@ -41,10 +41,10 @@ def available(format: str = "fixed") -> tuple[bool, str]:
     torch.set_num_threads(threads)
     if not difference < 1e-3:
         return False, f"plain torch reference: the compiled kernel failed its self-test (off by {difference:.2g})."
-    from kvquant.kernels.cpu.vectors import has_vnni
+    from kvquant.kernels.cpu.dots import VNNI, WORDS
 
-    unit = "AVX-512 VNNI" if has_vnni() else "plain vector code"
-    return True, f"compiled kernel (numba, int8 products by {unit}, {torch.get_num_threads()} threads)."
+    unit = "8-bit products of AVX-512 VNNI" if VNNI else "16-bit products of AVX2" if WORDS else "plain vector code"
+    return True, f"compiled kernel (numba, {unit}, {torch.get_num_threads()} threads)."
 
 
 def unserved(q: torch.Tensor, store: Store, dtype: torch.dtype = torch.float32) -> str | None:
@@ -56,8 +56,8 @@ def unserved(q: torch.Tensor, store: Store, dtype: torch.dtype = torch.float32) 
         return f"plain torch reference: arithmetic in {str(dtype).removeprefix('torch.')}."
     if not store.planed:
         return "plain torch reference: every token is still whole."
-    if dim % LINE:
-        return f"plain torch reference: head dimension {dim} is no multiple of {LINE}."
+    if dim % LINE or dim > LONGEST:
+        return f"plain torch reference: head dimension {dim} is no multiple of {LINE} up to {LONGEST}."
     return None
 
 

@@ -7,7 +7,8 @@ the first two digits are one int16 and keys are widened, in 16-bit products: the
 
 Measured against ``torch._int_mm`` on two cores of an AMD EPYC (Zen 4: AVX-512 VNNI, no AMX), K's high plane of 16384 tokens, 28/4
 heads of 128, 16-bit queries: 1.4 ms for its products alone, 0.65 to 0.85 ms for these, scores and exponentials included. So there
-is one kernel for all shapes.
+is one kernel for all shapes. With 16-bit products instead of plain vector code for digits, whole steps that read every bit took
+0.53 of their time on two cores with AVX2 (Zen 3), and certified ones 0.58 (28/4 heads, 16384 tokens).
 """
 
 from __future__ import annotations
