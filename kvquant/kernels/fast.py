@@ -3,9 +3,9 @@
 ``decode_attention`` answers as the reference does, from the same planes within the same bounds; ``available`` says whether the
 kernels run here, ``unserved`` why a request has to go to the reference.
 
-Where it pays is measured by bench.kv_attention. Two cores are bound by arithmetic, not by memory, with AVX-512 VNNI and more so with
-AVX2: where query heads share a KV head, reading every bit (Exact) can be as fast as choosing half of them. Threads meet several
-times per step: beside other busy processes all of the gain is lost.
+Where it pays is measured by bench.kv_attention. Two cores are bound by arithmetic, not by memory, with AVX-512 VNNI and more so
+with AVX2: where query heads share a KV head, reading every bit (Exact) can be as fast as choosing half of them. Threads meet
+several times per step: beside other busy processes all of the gain is lost.
 """
 
 from __future__ import annotations
