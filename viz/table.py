@@ -119,7 +119,8 @@ def build() -> Table:
             elem_id="table-share",
         ),
         gr.Dataframe(interactive=False, visible=bool(record), elem_id="table-rows", show_label=False),
-        gr.Radio([(label, key) for key, label in AXES.items()], value="tokens", label="Against", visible=bool(record)),
+        # Without measured costs there is one axis only.
+        gr.Radio([(label, key) for key, label in AXES.items()], value="tokens", label="Against", visible="cost" in (record or {})),
         gr.Plot(show_label=False, visible=bool(record), elem_id="table-plot"),
     )
 
