@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from kvquant.attention import reading
 from kvquant.cache import KVCache, Setting
