@@ -33,6 +33,7 @@ CHANGES = frozenset(
 )
 # Those that say how far an event is.
 TOLD = ("status", "explained", "measured", "timed")
+STOPPED = '<p class="tb-text">Stopped.</p>'
 Updates = Iterator[dict]
 
 
@@ -52,10 +53,14 @@ def telling(name: str, stops: tuple[str, ...] = ()) -> Callable:
         def run(session: str, *arguments) -> Updates:
             for other in stops:
                 TURNS.begin(f"{session} {other}")
-            turn = TURNS.begin(f"{session} {name}")
+            mine = f"{session} {name}"
+            turn = TURNS.begin(mine)
             try:
                 for update in function(*arguments):
-                    if not TURNS.is_newest(f"{session} {name}", turn):
+                    if not TURNS.is_newest(mine, turn):
+                        # An update that was on its way to the page may have overtaken what cancel() wrote.
+                        if TURNS.is_stopped(mine):
+                            yield {name: STOPPED}
                         return
                     yield update
             except (UserError, ValueError, RuntimeError) as error:
@@ -74,8 +79,8 @@ def telling(name: str, stops: tuple[str, ...] = ()) -> Callable:
 def cancel(session: str, *texts: str | None) -> list:
     """Stops everything of a visitor; ``texts``: what the components ``TOLD`` show. Returns what they show then."""
     for name in TOLD:
-        TURNS.begin(f"{session} {name}")
-    return ['<p class="tb-text">Stopped.</p>' if "tb-progress" in (text or "") else gr.skip() for text in texts]
+        TURNS.stop(f"{session} {name}")
+    return [STOPPED if "tb-progress" in (text or "") else gr.skip() for text in texts]
 
 
 def leave(session: str) -> None:

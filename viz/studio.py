@@ -118,13 +118,23 @@ class Turns:
     """The newest run of every visitor; an older one stops at its next token. This is how Cancel and a new drag work."""
 
     def __init__(self) -> None:
-        self.lock, self.newest = threading.Lock(), {}
+        self.lock, self.newest, self.stopped = threading.Lock(), {}, set()
 
     def begin(self, session: str) -> int:
         """A new turn, which makes all earlier ones of this visitor stale."""
         with self.lock:
             self.newest[session] = self.newest.get(session, 0) + 1
+            self.stopped.discard(session)
             return self.newest[session]
+
+    def stop(self, session: str) -> None:
+        """Makes all turns of this visitor stale, with none in their place."""
+        self.begin(session)
+        self.stopped.add(session)
+
+    def is_stopped(self, session: str) -> bool:
+        """Whether nothing was begun since the last :meth:`stop`."""
+        return session in self.stopped
 
     def is_newest(self, session: str, turn: int) -> bool:
         """Whether nothing was begun since."""
@@ -134,6 +144,7 @@ class Turns:
         """Forgets a visitor who left."""
         with self.lock:
             self.newest.pop(session, None)
+            self.stopped.discard(session)
 
 
 TURNS = Turns()
