@@ -123,3 +123,10 @@ def ask(rng: np.random.Generator, chart: Chart) -> tuple[str, str]:
     pick = np.argmax if kind == "highest" else np.argmin
     text = rng.choice(("Which is the {}?", "Which one is the {}?", "What has the {} value?"))
     return str(text).format(kind), f"It is {chart.labels[int(pick(chart.values))]}."
+
+
+def read(rng: np.random.Generator, chart: Chart) -> tuple[str, str]:
+    """A question that asks for all printed values, from the left, and its answer: what binds every label to its value."""
+    text = rng.choice(("What are the values?", "Read the chart.", "List all values."))
+    pairs = zip(chart.labels, chart.values, strict=True)
+    return str(text), f"It shows {', '.join(f'{label} {value}' for label, value in pairs)}."

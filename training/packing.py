@@ -22,14 +22,14 @@ VARIED_SHARE = 0.5  # of pictures whose pictograms may be turned and tinted
 FOLLOW_UPS, PLAIN = 0.4, 0.4  # shares of pictures with a second turn, and with a question that is not about the picture
 KIND_WEIGHTS = {
     "name": 1.0,
-    "list": 1.2,
+    "list": 2.5,
     "place": 2.0,
     "exist": 1.6,
     "count": 2.0,
     "where": 2.0,
     "relation": 2.0,
-    "color": 0.8,
-    "shape": 0.6,
+    "color": 0.5,
+    "shape": 0.4,
     "read": 3.0,
     "chart": 6.0,
     "document": 6.0,

@@ -168,6 +168,12 @@ def _ask_read(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] |
     return (_pick(rng, READ_ALL), reading(*ordered)) if len(ordered) > 1 else None
 
 
+def _ask_chart(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
+    if not scene.chart:
+        return None
+    return charts.read(rng, scene.chart) if scene.chart.printed and rng.random() < 0.2 else charts.ask(rng, scene.chart)
+
+
 def _ask_document(rng: np.random.Generator, scene: world.Scene) -> tuple[str, str] | None:
     if not scene.document:
         return None
@@ -230,7 +236,7 @@ _ASK = {
     "color": _ask_color,
     "shape": _ask_shape,
     "read": _ask_read,
-    "chart": lambda rng, scene: charts.ask(rng, scene.chart) if scene.chart else None,
+    "chart": _ask_chart,
     "document": _ask_document,
     "describe": _ask_describe,
 }

@@ -87,6 +87,14 @@ class Student(nn.Module):
             named |= {f"{name}.lora_a": adapter.lora_a, f"{name}.lora_b": adapter.lora_b}
         return named
 
+    def merge_adapters(self) -> None:
+        """Adds the adapters to the layers that they adapt, for good: for a model that learns no more."""
+        with torch.no_grad():
+            for name, adapter in self.adapters.items():
+                adapter.base.weight += (SCALE * adapter.lora_b @ adapter.lora_a).to(adapter.base.weight.dtype)
+                self.language.set_submodule(name, adapter.base)
+        self.adapters = {}
+
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         tokens, half = tower.forward(self.vision, tower.normalise(batch.images), self.run_block)
         answers, right = self.answers(batch, tokens, attention_mask(batch.segment))

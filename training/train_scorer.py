@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from pruning.scorers.trained import FILE, ScorerWeights
 from training import common, tower
 from training.packing import Batch, Examples, attention_mask, first_visual
-from training.train_lm import Student, load_shipped
+from training.train_lm import Student, compile_layers, load_shipped
 from vlm.embedded import MODEL_DIR
 
 SEED = 13
@@ -101,7 +101,7 @@ def budget(progress: float, step: int) -> float:
 def pruned_loss(student: Student, scorer: Scorer, batch: Batch, keep: float, softness: float) -> dict[str, torch.Tensor]:
     """Cross-entropy of the answers at the budget ``keep``, the share of their tokens that are right, the mean of min(w, 1 - w)."""
     with torch.no_grad(), common.autocast():
-        tokens = tower.forward(student.vision, tower.normalise(batch.images))[0].float()
+        tokens = tower.forward(student.vision, tower.normalise(batch.images), student.run_block)[0].float()
     count = tokens.shape[1] * tokens.shape[2]
     log_w = log_soft_top_k(scorer(tokens.flatten(1, 2)), min(max(1, round(keep * count)), count - 1), softness)
     start = first_visual(batch)
@@ -112,8 +112,8 @@ def pruned_loss(student: Student, scorer: Scorer, batch: Batch, keep: float, sof
     return {"answers": answers, "right": right, "between": torch.minimum(w, 1 - w).mean()}
 
 
-def frozen_student() -> Student:
-    """The model of runs/lm.pt, or else the shipped one; nothing in it learns."""
+def frozen_student(compiled: bool = False) -> Student:
+    """The model of runs/lm.pt, or else the shipped one; nothing in it learns, so its adapters are merged."""
     student = Student()
     if saved := common.load("lm"):
         student.vision.load_state_dict(saved["visual"])
@@ -122,6 +122,10 @@ def frozen_student() -> Student:
             trained[name].data.copy_(tensor)
     else:
         load_shipped(student)
+    student.merge_adapters()
+    if compiled:
+        compile_layers(student.language)
+        student.run_block = tower.compiled_block(dynamic=True)
     return student.requires_grad_(False).eval()
 
 
@@ -131,7 +135,7 @@ def train(minutes: float, batches: int | None = None, target: Path | None = None
     target: the exported file; by default the shipped one, and with ``batches`` one in runs/, as such a run is only a try.
     """
     torch.manual_seed(SEED)
-    student = frozen_student()
+    student = frozen_student(compiled=batches is None)
     scorer = Scorer(student.vision.config.out_hidden_size)
     optimizer = torch.optim.AdamW([p for p in scorer.parameters() if p.requires_grad], weight_decay=0.0, betas=(0.9, 0.98))
     clock, step = common.Clock(minutes * 60), 0

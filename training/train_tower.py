@@ -21,7 +21,7 @@ from vlm import embedded
 SEED = 11
 TOKENS = 1024  # visual tokens a batch
 CENTRE = 1
-PRINT_SHARE = 0.3  # of pictures full of print
+PRINT_SHARE = 0.2  # of pictures full of print
 HALF_WIDTH = 192  # of the tower's layers
 PEAK, MUON_PEAK = 2e-3, 5e-3
 # Temperatures of the cosines. Learned ones rose to 117: cells were told apart by 0.07 of a cosine, and the language model could

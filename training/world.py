@@ -265,7 +265,7 @@ def draw_any(rng: np.random.Generator, size: tuple[int, int], look: Look = TRAIN
         return draw(rng, size, look=look)
     if kind < 0.68:
         return draw_words(rng, size, look)
-    return draw_chart(rng, size, look) if kind < 0.86 else draw_document(rng, size, look)
+    return draw_chart(rng, size, look) if kind < 0.9 else draw_document(rng, size, look)
 
 
 def lettered(sheet: lettering.Sheet) -> Scene:

@@ -209,6 +209,7 @@ def test_what_a_chart_shows_is_what_its_answers_say():
     assert ("Which is the highest?", "It is tea.") in said and ("Which is the lowest?", "It is milk.") in said
     assert ("What color is the bar of milk?", "Blue.") in said and ("How many bars are in the chart?", "Three.") in said
     assert not any("color" in text and "tea" in text for text, _ in said), "two red bars, but never asked about"
+    assert charts.read(np.random.default_rng(0), chart)[1] == "It shows tea 30, milk 10, rice 20."
 
 
 def test_a_follow_up_knows_what_it_is():

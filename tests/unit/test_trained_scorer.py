@@ -12,6 +12,7 @@ from pruning.scorers.trained import FILE, load
 from pruning.tokens import VisualTokens
 from tests.unit.tiny import QUESTION, assert_close, noise
 from training import common, packing, train_scorer, world
+from training.train_lm import Student, load_shipped
 from training.train_scorer import Threshold, log_soft_top_k
 from vlm.errors import UserError
 from vlm.open import _find_scorer
@@ -178,7 +179,7 @@ def runs(tmp_path, monkeypatch):
 def test_the_training_resumes_exports_and_leaves_the_model_alone(runs, monkeypatch):
     student = train_scorer.frozen_student()
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    monkeypatch.setattr(train_scorer, "frozen_student", lambda: student)
+    monkeypatch.setattr(train_scorer, "frozen_student", lambda compiled: student)
     train_scorer.train(60, batches=1)
     first = common.load("scorer")
     train_scorer.train(60, batches=1)
@@ -193,6 +194,19 @@ def test_the_training_resumes_exports_and_leaves_the_model_alone(runs, monkeypat
     assert torch.equal(exported.q_weight, second["scorer"]["q_proj.weight"].half().float())
     assert load_file(runs / "scorer.safetensors")["q_proj.weight"].dtype == torch.float16
     _a_token_of_weight_zero_is_a_pruned_token(student)
+
+
+@pytest.mark.slower
+def test_merged_adapters_answer_as_those_beside_their_layers(runs):
+    student = Student().requires_grad_(False).eval()
+    load_shipped(student)
+    batch = packing.Batch(**next(iter(packing.Examples(student.prompter, 0, train_scorer.SEED))))
+    tokens, mask = torch.randn(1, 8, 8, 576) * 0.1, packing.attention_mask(batch.segment)
+    beside, _ = student.answers(batch, tokens, mask)
+    student.merge_adapters()
+    merged, _ = student.answers(batch, tokens, mask)
+    assert not [name for name, _ in student.named_parameters() if "lora" in name]
+    assert_close(merged, beside, 1e-4, "loss with merged adapters")
 
 
 def _a_token_of_weight_zero_is_a_pruned_token(student):
