@@ -8,6 +8,7 @@ every bit; all others are other people's.
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,24 +56,26 @@ def _of(geometry: str, context: int, kernels: dict) -> Regime:
 
 
 def regime_figure(found: list[Regime], where: str) -> go.Figure:
-    """A map of ratios: contexts across, geometries down; at least one case."""
+    """A map of ratios: geometries across, contexts down, which a narrow page has room for; at least one case."""
     contexts = sorted({regime.context for regime in found})
     geometries = list(dict.fromkeys(regime.geometry for regime in found))
     cells = {(regime.geometry, regime.context): regime for regime in found}
-    table = [[cells.get((geometry, context)) for context in contexts] for geometry in geometries]
+    table = [[cells.get((geometry, context)) for geometry in geometries] for context in contexts]
     won = sum(regime.ratio > 1 for regime in found)
     chart = figure(
         f"Reading fewer bits was faster than the fastest baseline in {won} of {len(found)} cases, on {where}.",
-        60 * len(geometries) + 40,
+        34 * len(contexts) + 40,
+        legend_rows=1,
     )
     chart.add_heatmap(
         z=[[cell.ratio if cell else None for cell in row] for row in table],
-        x=[f"{context:,}" for context in contexts],
-        y=geometries,
+        x=["<br>".join(textwrap.wrap(geometry, 8)) for geometry in geometries],
+        y=[f"{context:,}" for context in contexts],
         text=[[f"{cell.ratio:.2f}x" if cell else "" for cell in row] for row in table],
         texttemplate="%{text}",
+        textfont_size=12,
         customdata=[[cell.detail if cell else "" for cell in row] for row in table],
-        hovertemplate="%{y}, %{x} tokens: %{text}<br>%{customdata}<extra></extra>",
+        hovertemplate="%{x}, %{y} tokens: %{text}<br>%{customdata}<extra></extra>",
         colorscale=RATIO_SCALE,
         zmin=0,
         zmax=2,
@@ -80,6 +83,6 @@ def regime_figure(found: list[Regime], where: str) -> go.Figure:
         xgap=1,
         ygap=1,
     )
-    chart.update_xaxes(title_text="tokens of context", type="category", showgrid=False)
-    chart.update_yaxes(title_text="layer of", type="category", automargin=True, showgrid=False)
+    chart.update_xaxes(title_text="layer of", type="category", showgrid=False, tickangle=0, tickfont_size=11)
+    chart.update_yaxes(title_text="tokens of context", type="category", automargin=True, showgrid=False)
     return chart

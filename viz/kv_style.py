@@ -17,7 +17,7 @@ INK, LINE = "#334155", "rgba(128,134,148,0.28)"
 # What the pictures do not need; saving one as PNG and resetting its axes are left.
 BUTTONS = ["zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale", "toggleSpikelines", "hoverClosest", "hoverCompare"]
 # Characters of a title's line that fit a figure on a page of 400 pixels.
-TITLE_WIDTH = 44
+TITLE_WIDTH = 40
 
 
 def figure(title: str, height: int, legend_rows: int = 0, **layout) -> go.Figure:

@@ -46,10 +46,11 @@ def shares(record: dict) -> list[str]:
 
 def said(record: dict) -> str:
     """How the table was measured, in a sentence."""
+    commit = (record["commit"] or "unknown")[:7]
     return (
         f"What every method keeps of the unpruned accuracy ({record['mean']:.1f}% on nine tasks, {record['n']:,} questions, seed "
-        f"{record['seed']}, commit {record['commit'] or 'unknown'}): the mean over tasks of pruned / unpruned, with bootstrap 95% "
-        "intervals over the same questions. Click a heading to sort."
+        f"{record['seed']}, commit {commit}): the mean over tasks of pruned / unpruned, with bootstrap 95% intervals over the same "
+        "questions. Click a heading to sort."
     )
 
 
@@ -82,6 +83,10 @@ def figure(record: dict, axis: str) -> go.Figure:
     if axis not in AXES:
         raise ValueError(f"Unknown axis '{axis}'. Known: {', '.join(AXES)}.")
     fig = style.figure(460, AXES[axis], "Accuracy kept (%)")
+    # Beneath the axis, two names a row on a narrow page; beside it the plot would have half of that page.
+    foot = 60 + 20 * (len(record["kept"]) + 1) // 2
+    legend = {"orientation": "h", "x": 0, "y": -64 / 400, "yanchor": "top"}
+    fig.update_layout(height=410 + foot, margin_b=foot, legend=legend)
     for key, kept in record["kept"].items():
         cost = record.get("cost", {}).get(key, {})
         at = [share for share in sorted(kept, key=float) if axis == "tokens" or share in cost]
