@@ -34,6 +34,10 @@ def available(format: str = "fixed") -> tuple[bool, str]:
         return False, "plain torch reference: numba is not installed."
     threads = torch.get_num_threads()
     try:
+        from kvquant.kernels.cpu.vectors import converts_halves
+
+        if format == "half" and not converts_halves():
+            return False, "plain torch reference: this processor has no instructions for halves (F16C)."
         difference = _self_test(format)
     except Exception as error:  # numba fails in many ways: a CPU it does not know, no LLVM, no room
         return False, f"plain torch reference: numba does not run here ({type(error).__name__}: {error})."

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kvquant.kernels import decode_attention, fast, reason, reference, warming
+from kvquant.kernels.cpu import vectors
 from kvquant.modes import Exact
 from kvquant.store import Store
 
@@ -90,3 +91,12 @@ def test_a_numba_that_does_not_start_is_no_error(nothing_known, monkeypatch):
     monkeypatch.setattr(warming, "_mark", broken)
     monkeypatch.setattr(fast, "available", lambda format: (False, "plain torch reference: numba does not run here."))
     assert not warming.making("half") and warming.ready("half")[1].endswith("does not run here.")
+
+
+def test_a_processor_without_halves_gets_the_reference_for_them(monkeypatch):
+    monkeypatch.setattr(vectors, "has", lambda feature: False)
+    monkeypatch.setattr(vectors.platform, "machine", lambda: "x86_64")
+    assert fast.available.__wrapped__("half") == (
+        False,
+        "plain torch reference: this processor has no instructions for halves (F16C).",
+    )

@@ -6,6 +6,8 @@ registers, or four NEON ones: LLVM splits what the CPU does not have.
 
 from __future__ import annotations
 
+import platform
+
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import config, types
@@ -86,6 +88,11 @@ def has(feature: str) -> bool:
     if config.CPU_NAME or config.CPU_FEATURES:  # another CPU than this one
         return f"+{feature}" in (config.CPU_FEATURES or "")
     return bool(llvm.get_host_cpu_features().get(feature))
+
+
+def converts_halves() -> bool:
+    """Whether it has instructions for halves; an x86 without F16C would call a function that is not there, and the process ends."""
+    return platform.machine() not in ("x86_64", "AMD64") or has("f16c")
 
 
 def has_vnni() -> bool:
