@@ -25,16 +25,17 @@ INTRO = """# TrimLens
 Which image patches does a vision-language model really need? Choose a picture, ask, and drag the slider: the patches are cut
 as you drag. Let go, and the running model answers twice, with all patches and with the kept ones, every step timed."""
 ABOUT = """
-**What you see.** The vision tower turns the picture into visual tokens, one per 28 x 28 pixels. A pruning method orders them
-before the language model runs; only the first *K* are handed over, at their original positions (M-RoPE). Fewer tokens make the
-prefill shorter and the KV cache smaller; the vision tower costs the same either way.
+**What you see.** The vision tower turns the picture into visual tokens, one per 28 x 28 pixels. A pruning method orders
+them, most before the language model runs (below its name stands where); only the first *K* go on, at their original positions
+(M-RoPE). Fewer tokens make the prefill shorter and the KV cache smaller; the vision tower costs the same either way.
 
 **IDPruner** picks greedily by Maximal Marginal Relevance: lambda x importance - (1 - lambda) x similarity to the nearest patch
 already kept. Lambda 1 is importance alone, lambda 0 is diversity alone. The order does not depend on *K*, so the slider is a cut.
 
 **TrimLens-150M** was made by this project (SmolLM2-135M-Instruct and a small vision tower in the Qwen2.5-VL class). It knows
-pictograms, coloured shapes, how many there are and where; on photographs it guesses. Qwen2.5-VL is one click away where the hub
-can be reached and the memory suffices.
+pictograms, coloured shapes, how many there are and where, some 300 words, numbers, simple charts and small documents, and is often
+wrong about the last four; on photographs it guesses. Qwen2.5-VL is one click away where the hub can be reached and the memory
+suffices.
 
 **Times** are measured once per answer on the machine that runs this page, nothing is simulated. Rankings and answers are cached
 by content, so a second look at the same setting shows the times of the first.

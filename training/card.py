@@ -28,7 +28,7 @@ trained importance scorer; SmolLM2 itself is fetched from the PyPI wheel `llm-sm
 
 **Trained on** scenes drawn by `training/` (nothing else, no photograph with a caption): {nouns} nouns by {artists} artists and
 {shapes} coloured shapes on plain, patterned and photographic grounds; {words} words and numbers in {fonts} fonts; bar and line
-charts; receipts, forms, tables and signs. A tenth of the (noun, artist) pairs and {unseen} fonts were held out. It was never
+charts; receipts, forms, tables and signs. A tenth of the drawings of four artists and {unseen} fonts were held out. It was never
 trained on pruned pictures.
 
 **It was taught to** name, count, find and relate these things, read these words and numbers, answer in short sentences, say No to

@@ -2,7 +2,7 @@
 
 Every visual token is classified by its cosine with the language model's own word embeddings (" cat"; " red" + " circle";
 " text" + " open"; " background"), so that what the tower sends to the language model already nearly is a word; a linear probe
-reads off its characters. Aligning the tower before any language model runs was decisive in the pilot (training/README.md).
+reads off its characters. Aligning the tower before any language model runs was decisive (training/README.md).
 Resumes from runs/tower.pt.
 """
 

@@ -47,10 +47,11 @@ def shares(record: dict) -> list[str]:
 def said(record: dict) -> str:
     """How the table was measured, in a sentence."""
     commit = (record["commit"] or "unknown")[:7]
+    times = " Times: medians over eight pictures, on the cores of that run." if "cost" in record else ""
     return (
-        f"What every method keeps of the unpruned accuracy ({record['mean']:.1f}% on nine tasks, {record['n']:,} questions, seed "
-        f"{record['seed']}, commit {commit}): the mean over tasks of pruned / unpruned, with bootstrap 95% intervals over the same "
-        "questions. Click a heading to sort."
+        f"What {len(record['kept'])} methods keep of the unpruned accuracy ({record['mean']:.1f}% on nine tasks, {record['n']:,} "
+        f"questions, seed {record['seed']}, commit {commit}): the mean over tasks of pruned / unpruned, with bootstrap 95% "
+        f"intervals over the same questions.{times} Click a heading to sort."
     )
 
 

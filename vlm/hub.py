@@ -83,7 +83,7 @@ def open_hub(name: str) -> Vlm:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{Path(name).name} could not be opened: {_reason(error)} The hub must be reachable (or the model in the local "
-            "cache), and a 3B model needs about 8 GB of memory. The embedded model goes on working."
+            "cache), and a 3B model needs about 9 GB of memory. The embedded model goes on working."
         ) from error
     config = model.config
     prompter = HubPrompter(tokenizer, config.image_token_id, config.vision_start_token_id, config.vision_end_token_id)
