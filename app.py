@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -41,7 +42,18 @@ suffices.
 by content, so a second look at the same setting shows the times of the first.
 """
 CUT = "(percent) => window.trimlens ? window.trimlens.cut(percent) : null"
+# Gradio sends an event's last update once more when it ends: a run that a newer one has overtaken must not end with its own.
+NOTHING = [gr.skip()]
 KEEP = "(count) => window.trimlens ? window.trimlens.keep(count) : 75"
+
+
+class Picture(gr.Image):
+    """A picture as the path of its file: decoding, and every complaint about a file, is vlm.images'."""
+
+    is_template = True
+
+    def preprocess(self, payload):
+        return payload.path if payload else None
 
 
 def build_demo() -> gr.Blocks:
@@ -50,7 +62,7 @@ def build_demo() -> gr.Blocks:
         gr.Markdown(INTRO)
         with gr.Tab("Trim tokens") as trim_tokens, gr.Row():
             with gr.Column(scale=4, min_width=320):
-                image = gr.Image(
+                image = Picture(
                     str(IMAGES / EXAMPLES[0][0]),
                     label="Picture",
                     type="filepath",
@@ -58,8 +70,6 @@ def build_demo() -> gr.Blocks:
                     height=230,
                     elem_id="picture",
                 )
-                # The path as it is: decoding, and every complaint about a file, is vlm.images'.
-                image.preprocess = lambda payload: payload.path if payload else None
                 question = gr.Textbox(EXAMPLES[0][1], label="Question", lines=1, max_lines=4, elem_id="question")
                 follow = gr.Checkbox(False, label="Follow up on the answer before", elem_id="follow")
                 asks = [[text] for text in SUGGESTIONS]
@@ -107,10 +117,15 @@ def build_demo() -> gr.Blocks:
             ask = studio.Ask(model, image, question, method, scorer, lam, before)
             for shown in studio.show(ask, share, request.session_hash, trimmed=trimmed):
                 yield parts(shown)
+            yield NOTHING * len(outputs)
 
-        def cut(ask, share, trimmed, request: gr.Request):
-            for shown in studio.show(ask, share, request.session_hash, with_overlay=False, trimmed=trimmed):
+        def cut(ask, share, trimmed, model, image, request: gr.Request):
+            # Where a new picture or model was refused, the page still shows the one before: ask about what the controls show.
+            other = ask is not None and (ask.model, ask.image) != (model, image)
+            ask = replace(ask, model=model, image=image, before=()) if other else ask
+            for shown in studio.show(ask, share, request.session_hash, with_overlay=other, trimmed=trimmed):
                 yield parts(shown)
+            yield NOTHING * len(outputs)
 
         def parts(shown):
             kept = [shown.overlay, shown.panel, shown.asked]
@@ -140,7 +155,7 @@ def build_demo() -> gr.Blocks:
         run = {"fn": show, "inputs": [*controls, percent, third, follow, asked], "outputs": outputs, **free}
         gr.on(changes, **run)
         suggestions.load_input_event.then(**run)
-        gr.on([percent.release, tokens.submit, third.input], cut, [asked, percent, third], outputs, **free)
+        gr.on([percent.release, tokens.submit, third.input], cut, [asked, percent, third, model, image], outputs, **free)
         stop.click(cancel, **quick)
         demo.unload(leave)
         wire_lab(tools, asked, percent, tokens, [method, lam], run)
@@ -223,6 +238,7 @@ def wire_bits(tab: kv_tab.Tab, asked: list) -> None:
         def handler(request: gr.Request, *values):
             for update in function(request.session_hash, *values):
                 yield [update.get(name, gr.skip()) for name in parts]
+            yield NOTHING * len(parts)
 
         return handler
 
@@ -241,9 +257,11 @@ def wire_bits(tab: kv_tab.Tab, asked: list) -> None:
     gr.on(moved, streamed(kv_events.explain_again), sums, outputs, **free)
     tab.measure.click(streamed(kv_events.measure), tab.run, outputs, **free)
     # Two timings at once would time each other.
-    tab.time.click(streamed(kv_events.time_it), timing, outputs, **free | {"concurrency_limit": 1})
+    alone = free | {"concurrency_limit": 1, "trigger_mode": "once"}
+    timed = tab.time.click(streamed(kv_events.time_it), timing, outputs, **alone)
     told = [getattr(tab, name) for name in kv_events.TOLD]
-    gr.on(tab.stops, cancel, told, told, queue=False, show_progress="hidden", api_visibility="private")
+    # One that still waits for its turn has not begun anything that could be stopped.
+    gr.on(tab.stops, cancel, told, told, queue=False, show_progress="hidden", api_visibility="private", cancels=[timed])
 
 
 def open_in_background() -> threading.Thread:

@@ -160,7 +160,12 @@ def stream_rate(device: str = "cpu") -> float:
 def fits(geometry: str, context: int) -> bool:
     """Whether a size can be measured in the memory that is free."""
     _, kv_heads, dim = GEOMETRIES[geometry]
-    need = ROOM * max(4 * kv_heads * dim * context, COLD)
+    return has_room(max(4 * kv_heads * dim * context, COLD))
+
+
+def has_room(size: int) -> bool:
+    """Whether all that is made of a cache of ``size`` bytes has room in the memory that is free."""
+    need = ROOM * size
     lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
     free = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), need)
     return need <= free

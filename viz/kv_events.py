@@ -13,6 +13,7 @@ from html import escape
 
 import gradio as gr
 
+from bench.kv_attention import has_room
 from pruning.tokens import keep_count
 from viz import kv_errors, kv_exponents, kv_figures, kv_live, kv_overlay, kv_run, kv_speed, studio
 from viz.kv_capture import Captured, capture
@@ -62,10 +63,15 @@ def telling(name: str, stops: tuple[str, ...] = ()) -> Callable:
                         if TURNS.is_stopped(mine):
                             yield {name: STOPPED}
                         return
+                    if "run" in update:  # what was begun meanwhile is of the run before
+                        for other in stops:
+                            TURNS.begin(f"{session} {other}")
                     yield update
             except (UserError, ValueError, RuntimeError) as error:
                 if not isinstance(error, UserError):
                     traceback.print_exc()
+                if not TURNS.is_newest(mine, turn):
+                    return
                 text = str(error)
                 if not isinstance(error, UserError):
                     text = f"This did not work: {text.partition(chr(10))[0][:200]}"
@@ -222,8 +228,11 @@ def time_it(geometry: str, context: float, spread: str, modes: list[str], error:
     """Times one layer's decode attention; the figure follows the rounds."""
     if geometry not in kv_speed.GEOMETRIES or spread not in kv_speed.QUERIES or context not in kv_speed.CONTEXTS:
         raise UserError("Please choose heads, a context and queries from the lists.")
-    chosen = [kv_run.setting_of(mode, error, 0).mode for mode in modes or []]
+    _, kv_heads, dim = kv_speed.GEOMETRIES[geometry]
     device = "cuda" if kv_speed.on_gpu() else "cpu"
+    if device == "cpu" and not has_room(4 * kv_heads * dim * int(context)):
+        raise UserError("This cache needs more memory than is free on this machine: choose a shorter context or fewer KV heads.")
+    chosen = [kv_run.setting_of(mode, error, 0).mode for mode in modes or []]
     what = f"{int(context):,} tokens; {geometry.split(':')[0]}"
     rounds, state = 0, None
     for state in kv_speed.speeds(int(context), kv_speed.GEOMETRIES[geometry], chosen, kv_speed.QUERIES[spread], device):

@@ -4,11 +4,11 @@ import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 from kvquant.cache import Setting as KVSetting
-from kvquant.modes import Certified
+from kvquant.modes import Certified, Trace
 from pruning.registry import METHODS, SCORERS, Method
 from pruning.tokens import IMAGE, Ranking, keep_count
 from viz import answers, overlay
@@ -129,8 +129,9 @@ class Turns:
 
     def stop(self, session: str) -> None:
         """Makes all turns of this visitor stale, with none in their place."""
-        self.begin(session)
-        self.stopped.add(session)
+        with self.lock:
+            self.newest[session] = self.newest.get(session, 0) + 1
+            self.stopped.add(session)
 
     def is_stopped(self, session: str) -> bool:
         """Whether nothing was begun since the last :meth:`stop`."""
@@ -219,6 +220,7 @@ def show(ask: Ask | None, percent: float, session: str, with_overlay: bool = Tru
     try:
         if ask is None:
             raise UserError("Please choose or upload a picture first.")
+        questions.clean(ask.question)  # before it becomes a turn of the conversation
         if not is_open(ask.model):
             yield Shown(panel=answers.waiting(f"Opening {ask.model} ..."))
         if with_overlay or METHODS[ask.method].budgeted:
@@ -233,6 +235,8 @@ def show(ask: Ask | None, percent: float, session: str, with_overlay: bool = Tru
     except (UserError, ValueError, RuntimeError) as error:
         if not isinstance(error, UserError):
             traceback.print_exc()
+        if not TURNS.is_newest(session, turn):
+            return
         text = str(error) if isinstance(error, UserError) else f"This did not work: {str(error).splitlines()[0][:200]}"
         yield Shown(notice=notice(text))
 
@@ -249,4 +253,10 @@ def stream(vlm: Vlm, image: Encoded, question: str, side: Side, history: tuple[t
     for answer in vlm.answer([image], question, rankings, side.prune, MAX_NEW_TOKENS, side.kv, history):
         yield answer
     if answer is not None and answer.done:
-        ANSWERS.put(key, answer)
+        ANSWERS.put(key, replace(answer, traces=[tuple(map(_totals, step)) for step in answer.traces]))
+
+
+def _totals(trace: Trace) -> Trace:
+    """What the panel says of a step, without the bits of every token: an answer's traces are megabytes."""
+    few = {name: getattr(trace, name).mean(-1, keepdim=True) for name in ("key_bits", "value_bits", "channel_bits")}
+    return replace(trace, **few)

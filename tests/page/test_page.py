@@ -123,9 +123,29 @@ def test_odd_files_give_a_sentence_and_lose_nothing(open_page, tmp_path):
         "document.querySelector('.tl-canvas').getAttribute('aria-label')"
     )
     assert after == before, "the last good picture must stay on the page"
+    # A picture that an example brought is replaced as well.
+    page.locator("#examples button").nth(1).click()
+    expect(page.locator(".tl-count")).to_contain_text("144 patches", timeout=30_000)
+    page.locator("#picture button[aria-label*='lear' i], #picture button[aria-label*='emove' i]").first.click()
+    page.locator("#picture input[type=file]").first.set_input_files(truncated)
+    expect(page.locator("#notice [role=alert]")).to_contain_text("damaged", timeout=30_000)
     page.locator("#question textarea, #question input").first.fill("   ")
     page.locator("#go").click()
     expect(page.locator("#notice [role=alert]")).to_contain_text("question", timeout=30_000)
+
+
+def test_a_complaint_outlives_the_run_that_it_overtook(open_page):
+    page = open_page()
+    wait_for_answers(page)
+    question = page.locator("#question textarea, #question input").first
+    question.fill(f"Which words are in the picture? ({time.time()})")
+    page.locator("#go").click()
+    page.wait_for_timeout(300)
+    question.fill("   ")
+    page.locator("#go").click()
+    expect(page.locator("#notice [role=alert]")).to_contain_text("question", timeout=30_000)
+    page.wait_for_timeout(4000)
+    expect(page.locator("#notice [role=alert]")).to_contain_text("question")
 
 
 def test_html_and_control_tokens_in_a_question_stay_text(open_page):

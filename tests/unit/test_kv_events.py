@@ -136,3 +136,32 @@ def test_timing_shows_a_figure_and_refuses_what_is_not_on_the_list(monkeypatch):
     assert isinstance(final["speed"], go.Figure) and "Planes are read by the" in final["timed"] and "GB/s" in final["timed"]
     (update,) = kv_events.time_it("visitor", "tiny: 4 on 2", 7, "evenly", [], 0.05)
     assert "from the lists" in update["timed"]
+
+
+def test_a_measurement_of_the_answer_before_ends_when_the_new_one_is_shown(ask):
+    *_, before = generate(ask)
+    newer = generate(ask, mode="paper")
+    next(newer)
+    late = kv_events.measure("visitor", before["run"])
+    assert next(late)
+    list(newer)
+    assert list(late) == []
+
+
+def test_an_overtaken_run_that_fails_keeps_it_to_itself(ask, monkeypatch):
+    older = generate(ask)
+    next(older)
+    next(generate(ask))
+
+    def broken(*arguments):
+        raise RuntimeError("too late")
+
+    monkeypatch.setattr(kv_events, "writing", broken)
+    assert list(older) == []
+
+
+def test_a_cache_that_has_no_room_is_refused_with_a_sentence(monkeypatch):
+    monkeypatch.setattr(kv_events, "has_room", lambda size: False)
+    geometry, queries = next(iter(kv_speed.GEOMETRIES)), next(iter(kv_speed.QUERIES))
+    (told,) = kv_events.time_it("visitor", geometry, kv_speed.CONTEXTS[0], queries, ["paper"], 0.02)
+    assert "more memory than is free" in told["timed"]

@@ -116,11 +116,17 @@ def test_the_third_answer_has_trimmed_bits_and_is_kept(one_model, picture):
     ask = studio.Ask("tiny", picture, "What is this?", "idpruner", "norm", 0.3)
     shown = list(studio.show(ask, 50, "visitor", trimmed=True))
     assert 'data-answer="trimmed"' in shown[-1].panel and "bits per number" in shown[-1].panel
+    assert list(studio.show(ask, 50, "visitor", trimmed=True))[-1].panel == shown[-1].panel, "kept without the bits of every token"
     assert 'data-answer="trimmed"' not in run(ask, percent=50)[-1].panel
     assert len(studio.ANSWERS.items) == 3
     for key in ("fastv", "visionzip", "down-sampling"):
         final = list(studio.show(studio.Ask("tiny", picture, "What?", key, "norm", 0.3), 50, "visitor", trimmed=True))[-1]
         assert final.notice == "" and 'data-answer="trimmed" data-state="done"' in final.panel, key
+
+
+def test_an_empty_follow_up_becomes_no_turn_of_the_conversation(one_model, picture):
+    (shown,) = run(studio.Ask("tiny", picture, "  ", "idpruner", "norm", 0.3, ("What is this?",)))
+    assert "question" in shown.notice and shown.asked is None
 
 
 def test_a_follow_up_continues_what_every_side_said_itself(one_model, picture):
