@@ -20,7 +20,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "assets" / "images"
 SCENES = (
     ("objects", (448, 448), 4, "list"),
     ("objects", (336, 336), 1, "name"),
-    ("objects", (448, 448), 5, "count"),
+    ("objects", (448, 448), 6, "count"),
     ("objects", (224, 448), 3, "place"),
     ("objects", (448, 448), 3, "where"),
     ("words", (448, 448), 2, "read"),
