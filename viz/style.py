@@ -20,6 +20,7 @@ COLORS = {
     "random": "#7c8aa5",
     "uniform": "#a07a4f",
     "idpruner": ACCENT,
+    "mmr training-free": "#e0b000",
 }
 SPARE = ("#0891b2", "#b45309", "#7c3aed", "#65a30d", "#be123c", "#0f766e")
 # Methods of the trade-off that need not be in the registry.
