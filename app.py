@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,8 +43,6 @@ suffices.
 by content, so a second look at the same setting shows the times of the first.
 """
 CUT = "(percent) => window.trimlens ? window.trimlens.cut(percent) : null"
-# Gradio sends an event's last update once more when it ends: a run that a newer one has overtaken must not end with its own.
-NOTHING = [gr.skip()]
 KEEP = "(count) => window.trimlens ? window.trimlens.keep(count) : 75"
 
 
@@ -54,6 +53,15 @@ class Picture(gr.Image):
 
     def preprocess(self, payload):
         return payload.path if payload else None
+
+
+def ended(updates: Iterator[list], count: int) -> Iterator[list]:
+    """The updates of an event's ``count`` outputs, and an empty one at the end.
+
+    Gradio sends an event's last update once more when it ends: a run that a newer one has overtaken must not end with its own.
+    """
+    yield from updates
+    yield [gr.skip()] * count
 
 
 def build_demo() -> gr.Blocks:
@@ -115,17 +123,14 @@ def build_demo() -> gr.Blocks:
         def show(model, image, question, method, scorer, lam, share, trimmed, follow, last, request: gr.Request):
             before = studio.turns_before(last, follow, model, image, question)
             ask = studio.Ask(model, image, question, method, scorer, lam, before)
-            for shown in studio.show(ask, share, request.session_hash, trimmed=trimmed):
-                yield parts(shown)
-            yield NOTHING * len(outputs)
+            yield from ended(map(parts, studio.show(ask, share, request.session_hash, trimmed=trimmed)), len(outputs))
 
         def cut(ask, share, trimmed, model, image, request: gr.Request):
             # Where a new picture or model was refused, the page still shows the one before: ask about what the controls show.
             other = ask is not None and (ask.model, ask.image) != (model, image)
             ask = replace(ask, model=model, image=image, before=()) if other else ask
-            for shown in studio.show(ask, share, request.session_hash, with_overlay=other, trimmed=trimmed):
-                yield parts(shown)
-            yield NOTHING * len(outputs)
+            shown = studio.show(ask, share, request.session_hash, with_overlay=other, trimmed=trimmed)
+            yield from ended(map(parts, shown), len(outputs))
 
         def parts(shown):
             kept = [shown.overlay, shown.panel, shown.asked]
@@ -236,9 +241,8 @@ def wire_bits(tab: kv_tab.Tab, asked: list) -> None:
 
     def streamed(function):
         def handler(request: gr.Request, *values):
-            for update in function(request.session_hash, *values):
-                yield [update.get(name, gr.skip()) for name in parts]
-            yield NOTHING * len(parts)
+            updates = function(request.session_hash, *values)
+            yield from ended(([update.get(name, gr.skip()) for name in parts] for update in updates), len(parts))
 
         return handler
 

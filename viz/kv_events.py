@@ -52,8 +52,11 @@ def telling(name: str, stops: tuple[str, ...] = ()) -> Callable:
     def decorate(function: Callable[..., Updates]) -> Callable[..., Updates]:
         @wraps(function)
         def run(session: str, *arguments) -> Updates:
-            for other in stops:
-                TURNS.begin(f"{session} {other}")
+            def stop_others() -> None:
+                for other in stops:
+                    TURNS.begin(f"{session} {other}")
+
+            stop_others()
             mine = f"{session} {name}"
             turn = TURNS.begin(mine)
             try:
@@ -64,8 +67,7 @@ def telling(name: str, stops: tuple[str, ...] = ()) -> Callable:
                             yield {name: STOPPED}
                         return
                     if "run" in update:  # what was begun meanwhile is of the run before
-                        for other in stops:
-                            TURNS.begin(f"{session} {other}")
+                        stop_others()
                     yield update
             except (UserError, ValueError, RuntimeError) as error:
                 if not isinstance(error, UserError):

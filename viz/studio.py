@@ -118,7 +118,7 @@ class Turns:
     """The newest run of every visitor; an older one stops at its next token. This is how Cancel and a new drag work."""
 
     def __init__(self) -> None:
-        self.lock, self.newest, self.stopped = threading.Lock(), {}, set()
+        self.lock, self.newest, self.stopped = threading.RLock(), {}, set()
 
     def begin(self, session: str) -> int:
         """A new turn, which makes all earlier ones of this visitor stale."""
@@ -130,7 +130,7 @@ class Turns:
     def stop(self, session: str) -> None:
         """Makes all turns of this visitor stale, with none in their place."""
         with self.lock:
-            self.newest[session] = self.newest.get(session, 0) + 1
+            self.begin(session)
             self.stopped.add(session)
 
     def is_stopped(self, session: str) -> bool:
