@@ -5,14 +5,13 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
 
 from pruning.registry import METHODS, SCORERS, get_method
 from pruning.scorers.trained import FILE
-from viz import kv_events, kv_tab, lab, overlay, studio, table, workbench
+from viz import accuracy, kv_events, kv_tab, lab, overlay, studio, table, workbench
 from viz.style import headline
 from vlm.embedded import MODEL_DIR, NAME
 from vlm.errors import UserError
@@ -126,10 +125,8 @@ def build_demo() -> gr.Blocks:
             yield from ended(map(parts, studio.show(ask, share, request.session_hash, trimmed=trimmed)), len(outputs))
 
         def cut(ask, share, trimmed, model, image, request: gr.Request):
-            # Where a new picture or model was refused, the page still shows the one before: ask about what the controls show.
-            other = ask is not None and (ask.model, ask.image) != (model, image)
-            ask = replace(ask, model=model, image=image, before=()) if other else ask
-            shown = studio.show(ask, share, request.session_hash, with_overlay=other, trimmed=trimmed)
+            now = studio.asked_now(ask, model, image)
+            shown = studio.show(now, share, request.session_hash, with_overlay=now is not ask, trimmed=trimmed)
             yield from ended(map(parts, shown), len(outputs))
 
         def parts(shown):
@@ -218,6 +215,7 @@ def wire_lab(tools: lab.Lab, asked: gr.State, percent: gr.Slider, tokens: gr.Num
     }
     chosen = [tools.axis.change, tools.first.change, tools.second.change, tools.methods.change]
     gr.on([asked.change, percent.release, tokens.submit, *chosen], **look)
+    gr.on([tools.accordion.expand, tools.tabs["tradeoff"].select], accuracy.drawn, outputs=tools.accuracy, **quick)
     tools.accordion.expand(lambda: True, outputs=tools.is_open, **quick).then(**look)
     tools.accordion.collapse(lambda: False, outputs=tools.is_open, **quick)
     for key, tab in tools.tabs.items():

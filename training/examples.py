@@ -36,7 +36,7 @@ def draw(kind: str, size: tuple[int, int], items: int, index: int) -> world.Scen
         return world.draw_chart(rng, size)
     if kind == "document":
         return world.draw_document(rng, size)
-    return world.draw(rng, size, items, smallest=56, words=int(kind == "words"))
+    return world.draw(rng, size, items, smallest=56, words=int(kind == "words"), look=world.Look())
 
 
 def answered(vlm: Vlm, kind: str, size: tuple[int, int], items: int, asked: str) -> tuple[Image.Image, questions.Question]:

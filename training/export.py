@@ -12,7 +12,7 @@ import torch
 
 from training import common
 from training.train_lm import RANK, SCALE
-from vlm.embedded import MODEL_DIR, NAME
+from vlm import embedded
 
 
 def export_checkpoint() -> None:
@@ -42,13 +42,16 @@ def main() -> None:
     saved = common.load("lm")
     if saved is None:
         raise SystemExit("runs/lm.pt is missing: run `make train` first.")
+    text, prompter = embedded.open_text_model()
+    words = common.word_directions(text.model.language_model.embed_tokens.weight.detach(), prompter.encode)
     state = {f"visual.{name}": tensor for name, tensor in saved["visual"].items()}
+    state |= {f"words.{name}": tensor for name, tensor in words.near().items()}
     for name, tensor in saved["language"].items():
         if not name.startswith("probe."):
             state[name] = tensor * SCALE if name.endswith(".lora_b") else tensor
-    size = common.write_shards(MODEL_DIR, "trimlens", state)
-    card = {"name": NAME, "steps": saved["step"], "minutes": round(minutes_of(saved), 1), "adapter_rank": RANK}
-    (MODEL_DIR / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    size = common.write_shards(embedded.MODEL_DIR, "trimlens", state)
+    card = {"name": embedded.NAME, "steps": saved["step"], "minutes": round(minutes_of(saved), 1), "adapter_rank": RANK}
+    (embedded.MODEL_DIR / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps(card | {"bytes": size}))
 
 

@@ -1,13 +1,14 @@
 """Pictograms: build time (npm icon sets -> one sheet per artist in assets/world) and run time (sheets -> RGBA arrays).
 
-``python -m training.icons NODE_MODULES`` redraws the sheets from the @iconify-json packages of the artists; their licences are in
-NOTICE.
+``python -m training.icons NODE_MODULES`` redraws the sheets from the npm packages of the artists (@iconify-json and, for one,
+@lobehub); their licences are in NOTICE.
 """
 
 import hashlib
 import io
 import json
 import sys
+from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -17,9 +18,23 @@ from PIL import Image
 SHEETS = Path(__file__).resolve().parent.parent / "assets" / "world"
 ARTISTS = ("noto", "twemoji", "openmoji", "fluent-emoji-flat")
 # These draw for training only, and not every noun: the more hands a noun is seen from, the better one never seen is recognised.
-EXTRAS = ("emojione", "fxemoji", "streamline-emojis")
+COLOURED = ("emojione", "fxemoji", "streamline-emojis", "noto-v1", "emojione-v1", "fluent-emoji-3d")
+# Drawn in black, shown in any colour.
+SILHOUETTES = ("fluent-emoji-high-contrast", "emojione-monotone", "game-icons")
+EXTRAS = (*COLOURED, *SILHOUETTES)
+# Hands that redraw what another of the artists drew: what is held out of the one is held out of the other.
+AFTER = {"noto-v1": "noto", "fluent-emoji-3d": "fluent-emoji-flat", "fluent-emoji-high-contrast": "fluent-emoji-flat"}
 # What they draw as something else: a piano's keys, a face, a programme's window; a flag, hemp, an earpiece.
-MISNAMED = {"fxemoji": ("keyboard", "sunglasses", "window"), "streamline-emojis": ("turkey", "leaf", "headphones")}
+MISNAMED = {
+    "fxemoji": ("keyboard", "sunglasses", "window"),
+    "streamline-emojis": ("turkey", "leaf", "headphones"),
+    "noto-v1": ("laptop",),
+    "emojione-v1": ("keyboard", "window", "backpack", "shield"),
+    "game-icons": (
+        *("butter", "butterfly", "crab", "fountain", "moon", "olive", "phone", "piano"),
+        *("sunglasses", "volcano", "watermelon", "worm", "wrench"),
+    ),
+}
 SIDE = 96
 COLUMNS = 16
 
@@ -65,7 +80,8 @@ def names() -> list[str]:
 
 @cache
 def held_out(noun: str, artist: str) -> bool:
-    """Whether this drawing is kept for tests: a tenth of all drawings, never two of one noun."""
+    """Whether this drawing is kept for tests: a tenth of the artists' drawings, never two of one noun."""
+    artist = AFTER.get(artist, artist)
     first, second = hashlib.sha256(noun.encode()).digest()[:2]
     return first < 0.1 * 256 * len(ARTISTS) and ARTISTS[second % len(ARTISTS)] == artist
 
@@ -90,32 +106,52 @@ def icon(noun: str, artist: str, side: int) -> np.ndarray:
 
 def build(node_modules: Path, artists: tuple[str, ...] = (*ARTISTS, *EXTRAS)) -> None:
     """Draws the sheets from the npm packages."""
-    import resvg_py  # noqa: PLC0415  (build time only)
-
     SHEETS.mkdir(parents=True, exist_ok=True)
     for artist in artists:
-        package = json.loads((node_modules / "@iconify-json" / artist / "icons.json").read_text())
-        cells = []
-        for noun in names():
-            entry = package["icons"].get(NOUNS[noun])
-            if artist in EXTRAS and (entry is None or noun in MISNAMED.get(artist, ())):
-                cells.append(np.zeros((SIDE, SIDE, 4), np.uint8))
-                continue
-            left, top = entry.get("left", package.get("left", 0)), entry.get("top", package.get("top", 0))
-            width = entry.get("width", package.get("width", 16))
-            height = entry.get("height", package.get("height", 16))
-            # A square around the icon: a few are wider than high.
-            side = max(width, height)
-            svg = (
-                '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-                f'viewBox="{left - (side - width) / 2} {top - (side - height) / 2} {side} {side}">{entry["body"]}</svg>'
-            )
-            png = resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE)
-            cells.append(np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA")))
-        while len(cells) % COLUMNS:
-            cells.append(np.zeros((SIDE, SIDE, 4), np.uint8))
+        draw = _rendered(node_modules) if artist == "fluent-emoji-3d" else _drawn(node_modules, artist)
+        cells = [np.zeros((SIDE, SIDE, 4), np.uint8)] * (-(-len(NOUNS) // COLUMNS) * COLUMNS)
+        for index, noun in enumerate(names()):
+            if noun not in MISNAMED.get(artist, ()) and (drawn := draw(noun)):
+                cells[index] = np.asarray(drawn.convert("RGBA"))
         grid = np.stack(cells).reshape(-1, COLUMNS, SIDE, SIDE, 4).swapaxes(1, 2).reshape(-1, COLUMNS * SIDE, 4)
         Image.fromarray(grid).save(SHEETS / f"{artist}.webp", quality=85, alpha_quality=100, method=6)
+
+
+def _drawn(node_modules: Path, artist: str) -> Callable[[str], Image.Image | None]:
+    """From an @iconify-json package: noun -> picture; None where one of the extra artists has none."""
+    import resvg_py  # noqa: PLC0415  (build time only)
+
+    package = json.loads((node_modules / "@iconify-json" / artist / "icons.json").read_text())
+
+    def draw(noun: str) -> Image.Image | None:
+        named = package["icons"].get(NOUNS[noun]) or (package["icons"].get(noun) if artist == "game-icons" else None)
+        if named is None and artist in EXTRAS:
+            return None
+        left, top, width, height = (
+            named.get(key, package.get(key, default)) for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+        )
+        # A square around the icon: a few are wider than high.
+        side = max(width, height)
+        svg = (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{left - (side - width) / 2} {top - (side - height) / 2} {side} {side}">{named["body"]}</svg>'
+        )
+        return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE))))
+
+    return draw
+
+
+def _rendered(node_modules: Path) -> Callable[[str], Image.Image]:
+    """From @lobehub/fluent-emoji-3d, whose files are named by code points, which the package of noto knows."""
+    points = json.loads((node_modules / "@iconify-json" / "noto" / "chars.json").read_text())
+    points = {name: point for point, name in reversed(points.items())}
+    folder = node_modules / "@lobehub" / "fluent-emoji-3d" / "assets"
+
+    def draw(noun: str) -> Image.Image:
+        files = (folder / f"{points[NOUNS[noun]]}{variant}.webp" for variant in ("", "-fe0f"))
+        return Image.open(next(file for file in files if file.exists())).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+
+    return draw
 
 
 if __name__ == "__main__":

@@ -21,16 +21,16 @@ VISUAL_TOKENS, MOST_IMAGES = 512, 3  # a batch
 VARIED_SHARE = 0.5  # of pictures whose pictograms may be turned and tinted
 FOLLOW_UPS, PLAIN = 0.4, 0.4  # shares of pictures with a second turn, and with a question that is not about the picture
 KIND_WEIGHTS = {
-    "name": 1.0,
+    "name": 1.5,
     "list": 2.5,
-    "place": 2.0,
+    "place": 1.5,
     "exist": 1.6,
-    "count": 2.0,
-    "where": 2.0,
+    "count": 3.0,
+    "where": 1.5,
     "relation": 2.0,
-    "color": 0.5,
-    "shape": 0.4,
-    "read": 3.0,
+    "color": 0.4,
+    "shape": 0.3,
+    "read": 4.0,
     "chart": 6.0,
     "document": 6.0,
     "describe": 0.3,

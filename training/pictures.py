@@ -54,7 +54,11 @@ def picture(rng: np.random.Generator, name: str, side: int, artists: list[str], 
         rgba[..., :3] = np.clip(np.array(COLORS[color]) + rng.normal(0, 10, 3), 0, 255)
         rgba[..., 3] = _shape_mask(shape, side)
         return rgba
-    drawn = icons.icon(name, artists[rng.integers(len(artists))], side)
+    artist = artists[rng.integers(len(artists))]
+    drawn = icons.icon(name, artist, side)
+    if artist in icons.SILHOUETTES:
+        drawn = drawn.copy()
+        drawn[..., :3] = rng.uniform(0, 255, 3) if rng.random() < 0.7 else rng.uniform(0, 60)
     if varied and rng.random() < 0.5:
         drawn = _vary(rng, drawn)
     return drawn[:, ::-1] if rng.random() < 0.5 else drawn

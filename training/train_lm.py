@@ -16,6 +16,7 @@ from training import common, tower
 from training.packing import SEED, Batch, Examples, attention_mask, first_visual
 from training.train_tower import Heads, go_on, optimizers_of, warm_start
 from vlm import embedded
+from vlm.words import NearWords
 
 RANK, SCALE = 32, 2.0
 PEAK = 1.5e-3
@@ -67,6 +68,7 @@ class Student(nn.Module):
         language = model.model.language_model.requires_grad_(False)
         self.vision, self.language = model.model.visual, language
         self.heads = Heads(common.word_directions(language.embed_tokens.weight.detach(), self.prompter.encode))
+        self.words = NearWords(**self.heads.words.near())
         self.run_block = None
         self.adapters = attach_adapters(language)
         if common.autocast_dtype() is not torch.float32:
@@ -97,7 +99,7 @@ class Student(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         tokens, half = tower.forward(self.vision, tower.normalise(batch.images), self.run_block)
-        answers, right = self.answers(batch, tokens, attention_mask(batch.segment))
+        answers, right = self.answers(batch, self.words(tokens), attention_mask(batch.segment))
         start, count = first_visual(batch), tokens.shape[1] * tokens.shape[2]
         positions = self._positions(self.seen[:, start : start + count], tokens.shape[1:3])
         seen = self.heads(tokens, half, batch.targets)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
+from scipy.ndimage import binary_fill_holes
 
 from training import charts, documents, icons, lettering
 from training.grounds import ground
@@ -177,7 +178,7 @@ def draw(
     Items are between ``smallest`` and 120 pixels; fewer than ``count`` are placed where the picture is full.
     """
     height, width = size
-    count = int(rng.choice(8, p=(0.22, 0.16, 0.15, 0.13, 0.11, 0.1, 0.08, 0.05))) + 1 if count is None else count
+    count = int(rng.choice(8, p=(0.16, 0.13, 0.13, 0.13, 0.13, 0.13, 0.11, 0.08))) + 1 if count is None else count
     words = int(rng.integers(1, 3)) * (rng.random() < 0.2) if words is None else words
     canvas = _Canvas(ground(rng, height, width))
     for _ in range(8 * count):
@@ -210,7 +211,8 @@ def _put_item(rng: np.random.Generator, canvas: _Canvas, smallest: int, largest:
         return
     spot += alpha * (drawn[..., :3] - spot)
     whole = np.zeros((height, width), bool)
-    whole[y : y + side, x : x + side] = solid
+    # What a line goes around belongs to the thing, and is where its centre is marked.
+    whole[y : y + side, x : x + side] = binary_fill_holes(solid)
     canvas.cover(name, whole)
     items.append(Item(name, (x + side / 2) / width, (y + side / 2) / height, side))
     canvas.boxes.append((y, x, side, side))
@@ -261,11 +263,11 @@ def draw_words(rng: np.random.Generator, size: tuple[int, int], look: Look = TRA
 def draw_any(rng: np.random.Generator, size: tuple[int, int], look: Look = TRAINING) -> Scene:
     """A scene of a random kind, as often as in training."""
     kind = rng.random()
-    if kind < 0.5:
+    if kind < 0.46:
         return draw(rng, size, look=look)
-    if kind < 0.68:
+    if kind < 0.67:
         return draw_words(rng, size, look)
-    return draw_chart(rng, size, look) if kind < 0.9 else draw_document(rng, size, look)
+    return draw_chart(rng, size, look) if kind < 0.91 else draw_document(rng, size, look)
 
 
 def lettered(sheet: lettering.Sheet) -> Scene:

@@ -6,7 +6,6 @@ it again or cancels. Nothing is computed before it is asked for.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator
 from functools import wraps
 from html import escape
@@ -70,14 +69,9 @@ def telling(name: str, stops: tuple[str, ...] = ()) -> Callable:
                         stop_others()
                     yield update
             except (UserError, ValueError, RuntimeError) as error:
-                if not isinstance(error, UserError):
-                    traceback.print_exc()
-                if not TURNS.is_newest(mine, turn):
-                    return
-                text = str(error)
-                if not isinstance(error, UserError):
-                    text = f"This did not work: {text.partition(chr(10))[0][:200]}"
-                yield {name: studio.notice(text)}
+                told = studio.complaint(error)
+                if TURNS.is_newest(mine, turn):
+                    yield {name: told}
 
         return run
 

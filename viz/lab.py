@@ -1,13 +1,12 @@
 """The reading tools below the page, laid out. Closed at first: nothing in them is computed before they are opened."""
 
 import contextlib
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import gradio as gr
 
-from viz import compare, features, reasons, studio, tradeoff, workbench
+from viz import accuracy, compare, features, reasons, studio, tradeoff, workbench
 from viz.style import headline, name_of
 from vlm.errors import UserError
 
@@ -31,6 +30,7 @@ class Lab:
     title: gr.HTML
     plot: gr.Plot
     points: gr.HTML
+    accuracy: gr.Plot
     features: gr.HTML
     first: gr.Dropdown
     second: gr.Dropdown
@@ -73,6 +73,10 @@ def build() -> Lab:
                         plot = gr.Plot(show_label=False, elem_id="tradeoff-plot")
                     with gr.Column(scale=4, min_width=280):
                         points = tradeoff.component()
+                record = accuracy.load()
+                gr.HTML(headline(accuracy.title(record)) if record else "", elem_id="accuracy-title")
+                right = gr.Plot(show_label=False, visible=bool(record), elem_id="accuracy-plot")
+                gr.Markdown(accuracy.note(record) if record else accuracy.MISSING, elem_id="accuracy-note")
             with gr.Tab(TABS["features"], id="features") as second_tab:
                 gr.Markdown(features.NOTE)
                 space = features.component()
@@ -99,7 +103,7 @@ def build() -> Lab:
                 gr.Markdown(reasons.NOTE)
                 reason = reasons.component()
     tabs = dict(zip(TABS, (first_tab, second_tab, third_tab, fourth_tab), strict=True))
-    trade = (axis, title, plot, points)
+    trade = (axis, title, plot, points, right)
     both = (first, second, methods, two, overlap_title, overlap, measure, divergence_title, divergence, several)
     return Lab(accordion, tabs, is_open, tab, picked, notice, *trade, space, *both, reason)
 
@@ -110,11 +114,8 @@ def told(place: gr.HTML) -> Iterator[dict]:
     said: dict = {place: ""}
     try:
         yield said
-    except UserError as error:
-        said.update({place: studio.notice(str(error))})
-    except (ValueError, RuntimeError, TypeError) as error:
-        traceback.print_exc()
-        said.update({place: studio.notice(f"This did not work: {str(error)[:200]}")})
+    except (UserError, ValueError, RuntimeError, TypeError) as error:
+        said.update({place: studio.complaint(error)})
 
 
 def _axes() -> list[tuple[str, str]]:

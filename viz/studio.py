@@ -68,6 +68,14 @@ def notice(text: str) -> str:
     return f'<div class="tl-notice" role="alert">{escape(text)}</div>' if text else ""
 
 
+def complaint(error: Exception) -> str:
+    """What a visitor is told of an error, as HTML; what is no UserError is also printed, for who runs the page."""
+    if isinstance(error, UserError):
+        return notice(str(error))
+    traceback.print_exception(error)
+    return notice(f"This did not work: {str(error).partition(chr(10))[0][:200]}")
+
+
 def method_of(ask: Ask) -> Method:
     """The registered method with the chosen importance and lambda where it takes them."""
     method = METHODS[ask.method]
@@ -81,6 +89,14 @@ def turns_before(asked: Ask | None, follow: bool, model: str, image: str | None,
     if not follow or asked is None or (asked.model, asked.image) != (model, image):
         return ()
     return asked.before if asked.question == question else (*asked.before, asked.question)[-MOST_TURNS:]
+
+
+def asked_now(asked: Ask | None, model: str, image: str | None) -> Ask | None:
+    """What the page stands for: ``asked``, or, where a new picture or model was refused after it, the same about what the controls
+    show."""
+    if asked is None or (asked.model, asked.image) == (model, image):
+        return asked
+    return replace(asked, model=model, image=image, before=())
 
 
 def about(key: str) -> str:
@@ -233,12 +249,9 @@ def show(ask: Ask | None, percent: float, session: str, with_overlay: bool = Tru
                 return
             yield Shown(panel=panel)
     except (UserError, ValueError, RuntimeError) as error:
-        if not isinstance(error, UserError):
-            traceback.print_exc()
-        if not TURNS.is_newest(session, turn):
-            return
-        text = str(error) if isinstance(error, UserError) else f"This did not work: {str(error).splitlines()[0][:200]}"
-        yield Shown(notice=notice(text))
+        told = complaint(error)
+        if TURNS.is_newest(session, turn):
+            yield Shown(notice=told)
 
 
 def stream(vlm: Vlm, image: Encoded, question: str, side: Side, history: tuple[tuple[str, str], ...] = ()) -> Iterator[Answer]:

@@ -1,15 +1,20 @@
-"""TrimLens-150M: SmolLM2-135M-Instruct and a vision tower made by ``training/``, in transformers' unmodified Qwen2.5-VL class."""
+"""TrimLens-150M: SmolLM2-135M-Instruct and a vision tower made by ``training/``, in transformers' Qwen2.5-VL class.
+
+The class is unmodified; its tower's merger has one more module behind it (:mod:`vlm.words`).
+"""
 
 import json
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vlm import gguf_text, text_weights
 from vlm.errors import UserError
 from vlm.tokenizer import END_OF_TEXT, IM_END, IMAGE_PAD, VISION_END, VISION_START, Prompter
+from vlm.words import NearWords
 
 MODEL_DIR = Path(__file__).resolve().parent.parent / "assets" / "model"
 NAME = "TrimLens-150M"
@@ -89,7 +94,11 @@ def open_model(
     """
     state = shipped_state(folder)
     model, prompter = open_text_model(progress)
-    model.model.visual.load_state_dict(part(state, "visual"), strict=True)
+    tower = model.model.visual
+    tower.load_state_dict(part(state, "visual"), strict=True)
+    if not (words := part(state, "words")):
+        raise UserError(f"The weights in {folder} hold no words for the visual tokens. Run `python -m training.export`.")
+    tower.merger = nn.Sequential(tower.merger, NearWords(**words))
     merge_adapters(model, state)
     return model, prompter
 

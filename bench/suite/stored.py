@@ -14,6 +14,7 @@ from bench.suite.tasks import Item
 from training.common import RUNS
 from vlm.embedded import MODEL_DIR
 from vlm.model import Vlm
+from vlm.words import SHARE, SHARPNESS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +34,7 @@ def answered(vlm: Vlm, task: str, asked: list[Item], settings: list[Setting]) ->
 
 def _file(task: str, questions: str, setting: Setting) -> Path:
     """Scores of other weights or other questions are other files."""
-    key = hashlib.sha256(repr((_weights(), questions, setting)).encode()).hexdigest()[:20]
+    key = hashlib.sha256(repr((_weights(), SHARE, SHARPNESS, questions, setting)).encode()).hexdigest()[:20]
     return RUNS / "suite" / f"{task.replace(' ', '-')}-{key}.json"
 
 

@@ -147,6 +147,13 @@ def test_a_follow_up_continues_what_every_side_said_itself(one_model, picture):
         assert later[side].prompt_tokens > next(iter(studio.ANSWERS.items.values())).kept_tokens
 
 
+def test_after_a_refused_picture_the_slider_asks_about_what_the_controls_show():
+    ask = studio.Ask("model", "old.png", "What is this?", "idpruner", "neg-cos-mean", 0.5, ("Before?",))
+    assert studio.asked_now(ask, "model", "old.png") is ask and studio.asked_now(None, "model", "new.png") is None
+    other = studio.asked_now(ask, "model", "new.png")
+    assert (other.image, other.question, other.before) == ("new.png", "What is this?", ())
+
+
 def test_letting_go_of_the_slider_shows_answers_only(one_model, picture):
     ask = studio.Ask("tiny", picture, "What is this?", "idpruner", "norm", 0.3)
     shown = list(studio.show(ask, 50, "visitor", with_overlay=False))

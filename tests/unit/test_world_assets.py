@@ -26,7 +26,9 @@ def test_more_artists_draw_for_training_only():
         assert len(drawn) > 100 and not set(icons.MISNAMED.get(artist, ())) & set(drawn)
         assert min((cell[..., 3] > 128).mean() for cell in drawn.values()) > 0.03
     assert world.TRAINING.artists_of("cat") == [*icons.ARTISTS, *icons.EXTRAS]
-    assert world.TRAINING.artists_of("airplane") == ["twemoji", "openmoji", "fluent-emoji-flat", *icons.EXTRAS], "one is held out"
+    others = [artist for artist in icons.EXTRAS if artist != "noto-v1"]
+    held_out = "noto's is held out, and what was drawn after it"
+    assert world.TRAINING.artists_of("airplane") == ["twemoji", "openmoji", "fluent-emoji-flat", *others], held_out
     assert tasks.SEEN.artists_of("cat") == list(icons.ARTISTS) and tasks.UNSEEN.artists_of("airplane") == ["noto"]
 
 

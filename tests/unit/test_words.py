@@ -1,0 +1,52 @@
+"""Visual tokens are drawn half way to the words that they are near, as the formula says and as the file keeps them."""
+
+import torch
+from torch.nn.functional import normalize
+
+from training.common import Words, write_shards
+from vlm.embedded import part, read_shards
+from vlm.words import SHARE, SHARPNESS, NearWords
+
+
+def _words(count: int = 12, width: int = 48) -> NearWords:
+    generator = torch.Generator().manual_seed(0)
+    directions = normalize(torch.randn(count, width, generator=generator), dim=-1)
+    return NearWords(directions, torch.randn(width, generator=generator), torch.tensor(3.0))
+
+
+def test_tokens_are_half_themselves_and_half_the_expected_word():
+    words, x = _words(), torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(1))
+    out = words(x)
+    for token, found in zip(x.flatten(0, 1), out.flatten(0, 1), strict=True):
+        unit = (token - words.mean) / (token - words.mean).norm()
+        said = sum(p * w for p, w in zip(torch.softmax(SHARPNESS * words.directions @ unit, 0), words.directions, strict=True))
+        wanted = (1 - SHARE) * token + SHARE * (words.mean + words.norm * said)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_a_token_that_is_a_word_stays_that_word_and_a_faint_one_comes_nearer():
+    words = _words()
+    pure = words.mean + words.norm * words.directions
+    torch.testing.assert_close(words(pure), pure, atol=1e-3, rtol=0)
+    noise = torch.randn(12, 48, generator=torch.Generator().manual_seed(2))
+    faint = pure + 0.35 * noise
+    before, after = ((normalize(t - words.mean, dim=-1) * words.directions).sum(-1) for t in (faint, words(faint)))
+    assert bool((after > before).all())
+
+
+def test_gradients_reach_the_tower_through_both_halves():
+    words, x = _words(), torch.randn(3, 48, requires_grad=True)
+    words(x).square().sum().backward()
+    assert bool((x.grad.abs().sum(-1) > 0).all()) and not list(words.parameters())
+
+
+def test_half_precision_stays_half():
+    assert _words().bfloat16()(torch.randn(3, 48).bfloat16()).dtype is torch.bfloat16
+
+
+def test_words_survive_the_file(tmp_path):
+    words, x = _words(), torch.randn(9, 48)
+    made = Words(words.directions, words.mean, words.norm, words.directions[0]).near()
+    write_shards(tmp_path, "trimlens", {f"words.{name}": tensor for name, tensor in made.items()})
+    found = NearWords(**part(read_shards(tmp_path, "trimlens")[0], "words"))
+    torch.testing.assert_close(found(x), words(x), atol=2e-2, rtol=0)
