@@ -39,9 +39,11 @@ def draw(kind: str, size: tuple[int, int], items: int, index: int) -> world.Scen
     return world.draw(rng, size, items, smallest=56, words=int(kind == "words"), look=world.Look())
 
 
-def answered(vlm: Vlm, kind: str, size: tuple[int, int], items: int, asked: str) -> tuple[Image.Image, questions.Question]:
-    """The first scene of a kind whose question the model answers rightly."""
-    for index in count():
+def answered(
+    vlm: Vlm, first: int, kind: str, size: tuple[int, int], items: int, asked: str
+) -> tuple[Image.Image, questions.Question]:
+    """The first scene of a kind, from index ``first`` on, whose question the model answers rightly."""
+    for index in count(first):
         scene = draw(kind, size, items, index)
         question = questions.ask(world.rng_for(SEED, index), scene, asked)
         if not question or len(scene.items) != items:
@@ -60,7 +62,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     vlm, listed = open_vlm(), []
     for number, row in enumerate(SCENES, 1):
-        picture, question = answered(vlm, *row)
+        picture, question = answered(vlm, 100 * number, *row)
         picture.save(FOLDER / f"scene-{number}.png", optimize=True)
         listed.append([f"scene-{number}.png", question.text])
     photo = Image.fromarray(load_sample_image("flower.jpg")).resize((448, 299))
