@@ -1,6 +1,7 @@
 """What a visitor does: look, drag, read, compare, upload something odd, cancel."""
 
 import io
+import json
 import re
 import time
 from pathlib import Path
@@ -181,11 +182,12 @@ def test_an_example_brings_its_picture_and_question(open_page):
     page = open_page()
     wait_for_answers(page)
     before = page.locator("#overlay [data-payload], #overlay").first.inner_text()
+    asked = json.loads((ROOT / "assets" / "images" / "examples.json").read_text())[1][1]
     page.locator("#examples button").nth(1).click()
     expect(page.locator(".tl-count")).to_contain_text("144 patches", timeout=30_000)
     wait_for_answers(page)
     assert page.locator("#overlay").inner_text() != before
-    assert page.locator("#question textarea, #question input").first.input_value() == "What is this?"
+    assert page.locator("#question textarea, #question input").first.input_value() == asked
 
 
 def test_a_follow_up_and_a_third_answer(open_page):
