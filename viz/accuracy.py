@@ -40,9 +40,9 @@ def title(record: dict) -> str:
         best = max(curve, key=lambda p: p["mean"])
         low = best["interval"][0]
         apart = [p["lam"] for p in curve if p["interval"][1] < low]
-        which = ", ".join(f"{lam:g}" for lam in apart) or "of no other lambda"
+        which = ", ".join(f"{lam:g}" for lam in apart) or "none"
         at = f"best at lambda {best['lam']:g} ({best['mean']:.1f}% right)"
-        said.append(f"{float(share):.0%} pruned: {at}; wholly below its interval: {which}")
+        said.append(f"{float(share):.0%} pruned: {at}; lambdas wholly below its interval: {which}")
     return ". ".join(said)
 
 
@@ -84,7 +84,7 @@ def figure(record: dict) -> go.Figure:
         )
         for point in (p for p in of_share["points"] if p["method"] in BESIDE):
             fig.add_trace(_level(point, f"{style.name_of(point['method'])}, {float(share):.0%} pruned", dash))
-    fig.add_trace(_level(record["unpruned"] | {"method": "none"}, "All tokens", "solid"))
+    fig.add_trace(_level(record["unpruned"] | {"method": "none"}, "All tokens", "longdash"))
     return fig
 
 

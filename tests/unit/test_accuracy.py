@@ -39,7 +39,7 @@ def test_the_figure_draws_the_curve_and_levels():
 
 def test_the_title_says_only_what_the_intervals_tell_apart():
     assert accuracy.title(_record((55.0, 64.0))).endswith("wholly below its interval: 0")
-    assert accuracy.title(_record((55.0, 67.0))).endswith("of no other lambda")
+    assert accuracy.title(_record((55.0, 67.0))).endswith("below its interval: none")
     assert "importance retained +0.50" in accuracy.note(_record((55.0, 64.0))) and "Hopkins" not in accuracy.note(
         _record((55.0, 64.0))
     )
