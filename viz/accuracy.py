@@ -1,13 +1,12 @@
 """Accuracy along lambda, from the committed measurement: whether the trade-off of importance and diversity predicts answers."""
 
-import json
 from itertools import cycle
 from pathlib import Path
 
 import plotly.graph_objects as go
 
 from pruning.registry import SCORERS
-from viz import style
+from viz import style, table
 
 FILE = Path(__file__).resolve().parent.parent / "assets" / "results" / "tradeoff.json"
 MISSING = (
@@ -19,7 +18,7 @@ BESIDE = ("uniform", "random")
 
 def load(path: Path = FILE) -> dict | None:
     """The record that ``bench.tradeoff --out`` wrote, or None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
+    return table.load(path)
 
 
 def drawn() -> go.Figure | None:
@@ -69,14 +68,14 @@ def figure(record: dict) -> go.Figure:
     for dash, (share, of_share) in zip(cycle(("solid", "dot", "dash")), record["prune"].items(), strict=False):
         curve = _curve(of_share)
         y = [p["mean"] for p in curve]
-        bars = {"array": [p["interval"][1] - p["mean"] for p in curve], "arrayminus": [p["mean"] - p["interval"][0] for p in curve]}
+        low, high = zip(*(p["interval"] for p in curve), strict=True)
         fig.add_trace(
             go.Scatter(
                 x=[p["lam"] for p in curve],
                 y=y,
                 name=f"MMR, {float(share):.0%} pruned",
                 mode="lines+markers",
-                error_y={**bars, "thickness": 1},
+                error_y=style.error_bars(y, low, high),
                 line={"color": style.ACCENT, "width": 2.5, "dash": dash},
                 customdata=[[p["retention"], p["hopkins"]] for p in curve],
                 hovertemplate="lambda %{x}: %{y:.1f}%<br>I %{customdata[0]:.1%}, H %{customdata[1]:.3f}<extra></extra>",

@@ -45,6 +45,12 @@ def headline(text: str) -> str:
     return f'<h4 style="margin: .4rem 0 .2rem; line-height: 1.35">{escape(text)}</h4>' if text else ""
 
 
+def error_bars(y: list[float], low: list[float], high: list[float]) -> dict:
+    """A trace's ``error_y`` for the intervals from ``low`` to ``high`` about y."""
+    above, below = ([a - b for a, b in zip(*pair, strict=True)] for pair in ((high, y), (y, low)))
+    return {"array": above, "arrayminus": below, "thickness": 1}
+
+
 def figure(height: int, x: str = "", y: str = "", above: int = 8) -> go.Figure:
     """An empty figure with the page's look; x and y title the axes, ``above`` pixels stay free over the plot."""
     axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "ticks": "outside", "tickcolor": GRID, "automargin": True}

@@ -30,7 +30,7 @@ class Table:
 
 
 def load(path: Path = FILE) -> dict | None:
-    """The record that ``bench.headline --out`` wrote, or None where there is none."""
+    """The record that a bench's ``--out`` wrote, or None where there is none."""
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -96,14 +96,13 @@ def figure(record: dict, axis: str) -> go.Figure:
             continue
         low, high = zip(*(record["interval"][key][share] for share in at), strict=True)
         y = [kept[share] for share in at]
-        bars = {"array": [b - v for b, v in zip(high, y, strict=True)], "arrayminus": [v - a for a, v in zip(low, y, strict=True)]}
         fig.add_trace(
             go.Scatter(
                 x=x,
                 y=y,
                 name=name_of(key),
                 mode="lines+markers",
-                error_y={**bars, "thickness": 1},
+                error_y=style.error_bars(y, low, high),
                 line={"color": style.color_of(key), "width": 3 if key == "idpruner" else 1.5},
                 hovertemplate="%{fullData.name}<br>%{y:.1f}% kept<extra></extra>",
             )
