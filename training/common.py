@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from training import lettering, world
 from vlm import device
+from vlm.tokenizer import Prompter
 
 RUNS = Path(os.environ.get("TRIMLENS_RUNS", Path(__file__).resolve().parent.parent / "runs"))
 
@@ -32,7 +33,7 @@ class Words:
 
     def near(self) -> dict[str, torch.Tensor]:
         """What :class:`vlm.words.NearWords` is made of."""
-        return {"directions": self.directions, "mean": self.mean, "norm": self.norm}
+        return {"directions": self.directions, "mean": self.mean, "norm": self.norm, "marker": self.marker}
 
 
 def word_directions(embedding: torch.Tensor, encode) -> Words:
@@ -70,6 +71,11 @@ def word_directions(embedding: torch.Tensor, encode) -> Words:
     return Words(directions, mean, norm, direction("one"))
 
 
+def words_of(language: torch.nn.Module, prompter: Prompter) -> Words:
+    """:func:`word_directions` of a language model as it is opened, its embeddings not yet cast."""
+    return word_directions(language.embed_tokens.weight.detach(), prompter.encode)
+
+
 @dataclass
 class Clock:
     """Training time in seconds over all runs of a stage, against its budget."""
@@ -95,8 +101,8 @@ def cosine(progress: float, peak: float, warmup: float = 0.02, floor: float = 0.
 
 
 def autocast_dtype() -> torch.dtype:
-    """What matrix products are computed in: bfloat16 where that is measured to be faster."""
-    return device.cpu_dtype()[0]
+    """What matrix products are computed in: bfloat16 where that is measured to be faster for many rows at once."""
+    return device.many_rows_dtype()
 
 
 def autocast() -> torch.autocast:

@@ -43,7 +43,7 @@ def main() -> None:
     if saved is None:
         raise SystemExit("runs/lm.pt is missing: run `make train` first.")
     text, prompter = embedded.open_text_model()
-    words = common.word_directions(text.model.language_model.embed_tokens.weight.detach(), prompter.encode)
+    words = common.words_of(text.model.language_model, prompter)
     state = {f"visual.{name}": tensor for name, tensor in saved["visual"].items()}
     state |= {f"words.{name}": tensor for name, tensor in words.near().items()}
     for name, tensor in saved["language"].items():

@@ -67,7 +67,7 @@ class Student(nn.Module):
         model.set_attn_implementation("eager")
         language = model.model.language_model.requires_grad_(False)
         self.vision, self.language = model.model.visual, language
-        self.heads = Heads(common.word_directions(language.embed_tokens.weight.detach(), self.prompter.encode))
+        self.heads = Heads(common.words_of(language, self.prompter))
         self.words = NearWords(**self.heads.words.near())
         self.run_block = None
         self.adapters = attach_adapters(language)

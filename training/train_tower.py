@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from training import common, lettering, tower, walls, world
 from training.muon import Muon
 from vlm import embedded
+from vlm.words import marker_logits
 
 SEED = 11
 TOKENS = 1024  # visual tokens a batch
@@ -26,7 +27,7 @@ HALF_WIDTH = 192  # of the tower's layers
 PEAK, MUON_PEAK = 2e-3, 5e-3
 # Temperatures of the cosines. Learned ones rose to 117: cells were told apart by 0.07 of a cosine, and the language model could
 # not read them (training/README.md).
-SHARPNESS, MARKER_SHARPNESS, MARKER_BIAS = 24.0, 20.0, -3.0
+SHARPNESS = 24.0
 
 
 class Scenes(IterableDataset):
@@ -103,7 +104,7 @@ class Heads(torch.nn.Module):
         weight = torch.ones(len(world.classes()))
         weight[world.BACKGROUND] = 0.25
         naming = F.cross_entropy(logits.flatten(0, 2), target.cells.flatten(), weight, ignore_index=world.IGNORE)
-        flag = MARKER_SHARPNESS * (unit @ self.words.marker) + MARKER_BIAS
+        flag = marker_logits(unit, self.words.marker)
         counting = F.binary_cross_entropy_with_logits(flag, target.centre)
         size = ((length / self.words.norm - 1) ** 2).mean()
         shown = (target.chars >= 0).all(-1) & ((target.chars > 0).any(-1) | (torch.rand(target.cells.shape) < 0.1))
@@ -121,6 +122,7 @@ class Heads(torch.nn.Module):
             "cosine": share(cosines.detach()[known].gather(-1, target.cells[known][:, None])),
             "cells": share(right[known & ~text]),
             "words": share(right[text]),
+            "centres": share((flag > 0)[target.centre == CENTRE]),
             "letters": share((letters.argmax(-1) == wanted)[wanted > 0]),
             "glyphs": share((glyphs.argmax(-1) == drawn)[drawn > 0]),
         }
@@ -145,7 +147,7 @@ def train(
     """
     torch.manual_seed(SEED)
     text, prompter = embedded.open_text_model()
-    words = common.word_directions(text.model.language_model.embed_tokens.weight.detach(), prompter.encode)
+    words = common.words_of(text.model.language_model, prompter)
     vision, heads = text.model.visual.train(), Heads(words)
     del text
     with torch.no_grad():

@@ -183,18 +183,19 @@ def test_a_folder_that_is_no_such_checkpoint_is_a_sentence(folder, tmp_path, dam
 
 
 def test_the_type_on_a_cpu_is_measured_or_set_by_hand(monkeypatch):
-    measure = device.cpu_dtype.__wrapped__
     monkeypatch.delenv("TRIMLENS_DTYPE")
-    for gains, wanted in (
-        ({256: 3.0, 1: 2.0}, torch.bfloat16),
-        ({256: 3.0, 1: 0.9}, torch.float32),
-        ({256: 0.1, 1: 2.0}, torch.float32),
+    for gains, one, many in (
+        ({256: 3.0, 1: 2.0}, torch.bfloat16, torch.bfloat16),
+        ({256: 3.0, 1: 0.98}, torch.bfloat16, torch.bfloat16),
+        ({256: 3.0, 1: 0.5}, torch.float32, torch.bfloat16),
+        ({256: 0.1, 1: 2.0}, torch.float32, torch.float32),
     ):
         monkeypatch.setattr(device, "_gain", gains.__getitem__)
-        assert measure()[0] is wanted
-        assert f"{gains[256]:.1f} times" in measure()[1]
+        dtype, reason = device.cpu_dtype()
+        assert dtype is one and f"{gains[256]:.1f} times" in reason
+        assert device.many_rows_dtype() is many
     monkeypatch.setenv("TRIMLENS_DTYPE", "bfloat16")
-    assert measure() == (torch.bfloat16, "TRIMLENS_DTYPE")
+    assert device.cpu_dtype() == (torch.bfloat16, "TRIMLENS_DTYPE") and device.many_rows_dtype() is torch.bfloat16
     monkeypatch.setenv("TRIMLENS_DTYPE", "int3")
     with pytest.raises(UserError, match="float32 or bfloat16"):
-        measure()
+        device.cpu_dtype()

@@ -5,33 +5,43 @@ from torch.nn.functional import normalize
 
 from training.common import Words, write_shards
 from vlm.embedded import part, read_shards
-from vlm.words import SHARE, SHARPNESS, NearWords
+from vlm.words import MARKER_BIAS, MARKER_SHARPNESS, SHARE, SHARPNESS, NearWords
 
 
 def _words(count: int = 12, width: int = 48) -> NearWords:
     generator = torch.Generator().manual_seed(0)
-    directions = normalize(torch.randn(count, width, generator=generator), dim=-1)
-    return NearWords(directions, torch.randn(width, generator=generator), torch.tensor(3.0))
+    *directions, marker = normalize(torch.randn(count + 1, width, generator=generator), dim=-1)
+    return NearWords(torch.stack(directions), torch.randn(width, generator=generator), torch.tensor(3.0), marker)
 
 
-def test_tokens_are_half_themselves_and_half_the_expected_word():
+def test_tokens_are_half_themselves_and_half_the_expected_word_with_the_marker():
     words, x = _words(), torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(1))
     out = words(x)
     for token, found in zip(x.flatten(0, 1), out.flatten(0, 1), strict=True):
         unit = (token - words.mean) / (token - words.mean).norm()
         said = sum(p * w for p, w in zip(torch.softmax(SHARPNESS * words.directions @ unit, 0), words.directions, strict=True))
+        said = said + words.marker / (1 + torch.exp(-MARKER_SHARPNESS * words.marker @ unit - MARKER_BIAS))
         wanted = (1 - SHARE) * token + SHARE * (words.mean + words.norm * said)
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
-def test_a_token_that_is_a_word_stays_that_word_and_a_faint_one_comes_nearer():
+def test_a_token_that_is_a_word_stays_that_word_but_for_the_marker_and_a_faint_one_comes_nearer():
     words = _words()
     pure = words.mean + words.norm * words.directions
-    torch.testing.assert_close(words(pure), pure, atol=1e-3, rtol=0)
+    added = words(pure) - pure
+    torch.testing.assert_close(added, (added @ words.marker)[:, None] * words.marker, atol=1e-3, rtol=0)
     noise = torch.randn(12, 48, generator=torch.Generator().manual_seed(2))
     faint = pure + 0.35 * noise
     before, after = ((normalize(t - words.mean, dim=-1) * words.directions).sum(-1) for t in (faint, words(faint)))
     assert bool((after > before).all())
+
+
+def test_the_marker_stands_where_the_tower_is_sure_of_it():
+    words = _words()
+    word = words.directions[:1] - (words.directions[:1] @ words.marker)[:, None] * words.marker
+    plain, marked = (words(words.mean + words.norm * normalize(word + share * words.marker, dim=-1)) for share in (0.0, 0.6))
+    there = [float(((x - words.mean) @ words.marker)[0] / words.norm) for x in (plain, marked)]
+    assert there[0] < 0.05 and there[1] > 0.6
 
 
 def test_gradients_reach_the_tower_through_both_halves():
@@ -46,7 +56,7 @@ def test_half_precision_stays_half():
 
 def test_words_survive_the_file(tmp_path):
     words, x = _words(), torch.randn(9, 48)
-    made = Words(words.directions, words.mean, words.norm, words.directions[0]).near()
+    made = Words(words.directions, words.mean, words.norm, words.marker).near()
     write_shards(tmp_path, "trimlens", {f"words.{name}": tensor for name, tensor in made.items()})
     found = NearWords(**part(read_shards(tmp_path, "trimlens")[0], "words"))
     torch.testing.assert_close(found(x), words(x), atol=2e-2, rtol=0)
