@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.cost import costs
 from bench.suite.evaluate import Setting
-from bench.suite.stored import answered, commit
+from bench.suite.stored import answered, commit, type_of
 from bench.suite.tasks import DEVELOPMENT_SEED, NINE, SEED, TASKS, items
 from pruning.registry import METHODS
 from vlm.embedded import NAME
@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         "mean": mean,
         "seed": seed,
         "commit": commit(),
+        "dtype": type_of(vlm),
         "kept": {},
         "interval": {},
         "pruned": {},

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from bench.suite.evaluate import Setting
-from bench.suite.stored import ROOT, answered, commit
+from bench.suite.stored import ROOT, answered, commit, type_of
 from bench.suite.tasks import DEVELOPMENT_SEED, NINE, SEED, Item, items
 from pruning.registry import METHODS, SCORERS
 from pruning.tokens import keep_count
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     vlm = open_vlm(NAME)
     seed = SEED if arguments.suite else DEVELOPMENT_SEED
-    head = {"commit": commit(), "seed": None if arguments.images else seed}
+    head = {"commit": commit(), "dtype": type_of(vlm), "seed": None if arguments.images else seed}
     if arguments.images:
         record = head | curves(vlm, arguments.images, arguments.prune, arguments.steps or 21)
     else:

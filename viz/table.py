@@ -50,8 +50,8 @@ def said(record: dict) -> str:
     times = " Times: medians over eight pictures, on the cores of that run." if "cost" in record else ""
     return (
         f"What {len(record['kept'])} methods keep of the unpruned accuracy ({record['mean']:.1f}% on nine tasks, {record['n']:,} "
-        f"questions, seed {record['seed']}, commit {commit}): the mean over tasks of pruned / unpruned, with bootstrap 95% "
-        f"intervals over the same questions.{times} Click a heading to sort."
+        f"questions, seed {record['seed']}, commit {commit}, {record['dtype']}): the mean over tasks of pruned / unpruned, with "
+        f"bootstrap 95% intervals over the same questions.{times} Click a heading to sort."
     )
 
 

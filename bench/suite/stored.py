@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def answered(vlm: Vlm, task: str, asked: list[Item], settings: list[Setting]) -> dict[Setting, np.ndarray]:
     """Scores [questions] of every setting, read from runs/suite where they were written before."""
     questions = _digest(asked)
-    files = {setting: _file(task, questions, setting) for setting in settings}
+    files = {setting: _file(task, questions, setting, type_of(vlm)) for setting in settings}
     missing = [setting for setting in settings if not files[setting].exists()]
     if missing:
         print(f"{task}: {len(missing)} settings", file=sys.stderr, flush=True)
@@ -32,9 +32,9 @@ def answered(vlm: Vlm, task: str, asked: list[Item], settings: list[Setting]) ->
     return {setting: np.array(json.loads(files[setting].read_text())) for setting in settings}
 
 
-def _file(task: str, questions: str, setting: Setting) -> Path:
-    """Scores of other weights or other questions are other files."""
-    key = hashlib.sha256(repr((_weights(), SHARE, SHARPNESS, questions, setting)).encode()).hexdigest()[:20]
+def _file(task: str, questions: str, setting: Setting, dtype: str) -> Path:
+    """Scores of other weights, of another number type or of other questions are other files."""
+    key = hashlib.sha256(repr((_weights(), SHARE, SHARPNESS, dtype, questions, setting)).encode()).hexdigest()[:20]
     return RUNS / "suite" / f"{task.replace(' ', '-')}-{key}.json"
 
 
@@ -61,3 +61,8 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+" if changed else "")
+
+
+def type_of(vlm: Vlm) -> str:
+    """The type that the model computes in, as it goes into a record."""
+    return str(vlm.placement.dtype).removeprefix("torch.")

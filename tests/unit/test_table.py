@@ -10,6 +10,7 @@ RECORD = {
     "n": 20,
     "seed": 1,
     "commit": "abc",
+    "dtype": "float32",
     "mean": 80.0,
     "unpruned": {"naming": 90.0, "counting": 70.0},
     "kept": {"idpruner": {"0.5": 99.0, "0.9": 88.0}, "mmr training-free": {"0.9": 89.0}},

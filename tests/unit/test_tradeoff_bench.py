@@ -83,5 +83,6 @@ def test_other_settings_and_other_questions_have_other_files():
     item = Item("naming", picture, "What is this?", "A cat.")
     asked = [[item], [item, item], [replace(item, answer="A dog.")], [replace(item, picture=Image.new("RGB", (8, 8), "red"))]]
     digests = [stored._digest(one) for one in asked]
-    files = {stored._file("naming", digest, Setting("topk", share)) for digest in digests for share in (0.5, 0.75)}
-    assert len(files) == 8 and stored._digest(asked[0]) == digests[0]
+    types, shares = ("float32", "bfloat16"), (0.5, 0.75)
+    files = {stored._file("naming", d, Setting("topk", share), dtype) for d in digests for share in shares for dtype in types}
+    assert len(files) == 16 and stored._digest(asked[0]) == digests[0]
