@@ -17,8 +17,8 @@ from training.pictures import COLORS, SHAPES, picture
 CELL = 28
 BACKGROUND, IGNORE = 0, -1
 # (height, width): multiples of 112, so that the windows of a training batch are one tensor; 64 to 256 visual tokens.
-SIZES = ((224, 224), (224, 336), (336, 224), (336, 336), (224, 448), (448, 224), (448, 448))
-SIZE_WEIGHTS = (0.14, 0.08, 0.08, 0.12, 0.08, 0.06, 0.44)
+SIZES = ((224, 224), (224, 336), (336, 224), (336, 336), (224, 448), (448, 224), (336, 448), (448, 336), (448, 448))
+SIZE_WEIGHTS = (0.08, 0.05, 0.05, 0.11, 0.07, 0.05, 0.08, 0.08, 0.43)
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 
 
