@@ -35,8 +35,8 @@ already kept. Lambda 1 is importance alone, lambda 0 is diversity alone. The ord
 
 **TrimLens-150M** was made by this project (SmolLM2-135M-Instruct and a small vision tower in the Qwen2.5-VL class). It knows
 pictograms, coloured shapes, how many there are and where, some 300 words, numbers, simple charts and small documents, and is often
-wrong about the last four; on photographs it guesses. Qwen2.5-VL is one click away where the hub can be reached and the memory
-suffices.
+wrong about counts, words and charts; on photographs it guesses. Qwen2.5-VL is one click away where the hub can be reached and the
+memory suffices.
 
 **Times** are measured once per answer on the machine that runs this page, nothing is simulated. Rankings and answers are cached
 by content, so a second look at the same setting shows the times of the first.
