@@ -116,8 +116,6 @@ def generate(ask: studio.Ask, percent: float, mode: str, error: float, window: f
         answer = None
         for answer in vlm.answer([image], question, rankings, prune, studio.MAX_NEW_TOKENS, setting):
             yield {"status": writing(answer)}
-        # Ahead of what fills it: on a fast machine the browser lost this when it came with the last updates of the stream.
-        yield {"results": gr.update(visible=True)}
         run = kv_run.finished(vlm, image, question, keep, setting, prompt, answer)
         RUNS.put(key, run)
     yield shown(key, run)
