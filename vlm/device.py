@@ -51,7 +51,7 @@ def cpu_dtype() -> tuple[torch.dtype, str]:
     if wanted := _wanted():
         return wanted, "TRIMLENS_DTYPE"
     prompt, token = _gain(256), _gain(1)
-    # Where one token is nearly as fast in both, its measurement falls anywhere between 0.8 and 1.1; a prompt must not hang on that.
+    # Where one token is nearly as fast in both, its measurement scatters (0.9 to 1.0 with AMX); a prompt must not hang on it.
     dtype = torch.bfloat16 if prompt >= 1.3 and token >= 0.7 else torch.float32
     return dtype, f"bfloat16 is {prompt:.1f} times as fast here at a prompt and {token:.1f} times at one token"
 
