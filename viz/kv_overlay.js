@@ -127,7 +127,8 @@ async function load() {
   if (data && value.id === data.id) { draw(); return; }
   pause();
   const unpacked = await unpack(value.bits);
-  if (props.value !== value) return;
+  // Not by identity: Gradio puts a copy of the same value in its place when any other property changes.
+  if (props.value?.id !== value.id) return;
   data = value; bits = unpacked; step = 0; layer = head = hovered = -1;
   tokenOf = new Int32Array(data.rows * data.cols).fill(-1);
   data.patch.forEach((i, j) => { tokenOf[i] = j; });
