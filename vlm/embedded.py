@@ -1,6 +1,6 @@
 """TrimLens-150M: SmolLM2-135M-Instruct and a vision tower made by ``training/``, in transformers' Qwen2.5-VL class.
 
-The class is unmodified; its tower's merger has one more module behind it (:mod:`vlm.words`).
+The class is unmodified; its tower's merger has one more module behind it, and a hook adds places (:mod:`vlm.words`).
 """
 
 import json
@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from vlm import gguf_text, text_weights
 from vlm.errors import UserError
 from vlm.tokenizer import END_OF_TEXT, IM_END, IMAGE_PAD, VISION_END, VISION_START, Prompter
-from vlm.words import NearWords
+from vlm.words import NearWords, place_tokens
 
 MODEL_DIR = Path(__file__).resolve().parent.parent / "assets" / "model"
 NAME = "TrimLens-150M"
@@ -96,9 +96,10 @@ def open_model(
     model, prompter = open_text_model(progress)
     tower = model.model.visual
     tower.load_state_dict(part(state, "visual"), strict=True)
-    if not (words := part(state, "words")):
+    if "places" not in (words := part(state, "words")):
         raise UserError(f"The weights in {folder} hold no words for the visual tokens. Run `python -m training.export`.")
     tower.merger = nn.Sequential(tower.merger, NearWords(**words))
+    tower.register_forward_hook(place_tokens, with_kwargs=True)
     merge_adapters(model, state)
     return model, prompter
 

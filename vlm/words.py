@@ -1,4 +1,4 @@
-"""What stands behind the merger of TrimLens-150M's tower: visual tokens drawn towards the words that they are near."""
+"""What stands behind the merger of TrimLens-150M's tower: visual tokens drawn towards their words, and where they stand."""
 
 import torch
 from torch import nn
@@ -6,6 +6,7 @@ from torch import nn
 SHARE, SHARPNESS = 0.5, 40.0
 # The temperature and the bias that the tower learned its marker with.
 MARKER_SHARPNESS, MARKER_BIAS = 20.0, -3.0
+PLACE_SHARE, PLACE_SHARPNESS = 0.25, 24.0
 
 
 class NearWords(nn.Module):
@@ -21,12 +22,13 @@ class NearWords(nn.Module):
         mean: [D], of all embeddings.
         norm: the usual length of an embedding less that mean.
         marker: unit vector [D].
+        places: unit vectors [6, D]: top, middle, bottom; left, center, right.
     """
 
-    def __init__(self, directions: torch.Tensor, mean: torch.Tensor, norm: torch.Tensor, marker: torch.Tensor) -> None:
+    def __init__(self, **words: torch.Tensor) -> None:
         super().__init__()
-        for name, tensor in (("directions", directions), ("mean", mean), ("norm", norm), ("marker", marker)):
-            self.register_buffer(name, tensor, persistent=False)
+        for name in ("directions", "mean", "norm", "marker", "places"):
+            self.register_buffer(name, words[name], persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] -> [..., D] in x's dtype."""
@@ -34,6 +36,31 @@ class NearWords(nn.Module):
         marked = marker_logits(unit, self.marker).sigmoid()[..., None].to(x.dtype)
         said = (SHARPNESS * (unit @ self.directions.T).float()).softmax(-1).to(x.dtype) @ self.directions + marked * self.marker
         return ((1 - SHARE) * x + SHARE * (self.mean + self.norm * said)).to(x.dtype)
+
+    def placed(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., rows, columns, D] in raster order -> the same, and on top of every token the thirds of the image that it stands in.
+
+        Without them the language model tells a place by how the other tokens lie about it, and errs once most of those are pruned.
+        """
+        high, wide = (thirds(count).to(x) @ of for count, of in zip(x.shape[-3:-1], self.places.to(x).split(3), strict=True))
+        return x + PLACE_SHARE * self.norm.to(x) * (high[:, None] + wide)
+
+
+def thirds(count: int) -> torch.Tensor:
+    """[count, 3]: how far the cells of a row lie in its first, middle and last third; sums to 1, soft at the borders."""
+    at = (torch.arange(count) + 0.5) / count
+    first, last = (torch.sigmoid(PLACE_SHARPNESS * distance) for distance in (1 / 3 - at, at - 2 / 3))
+    return torch.stack([first, 1 - first - last, last], -1)
+
+
+def place_tokens(tower: nn.Module, args: tuple, kwargs: dict, output):
+    """Forward hook of the tower, with its arguments: every image's tokens get their places (:meth:`NearWords.placed`)."""
+    grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+    merged = grid // torch.tensor([1, tower.spatial_merge_size, tower.spatial_merge_size], device=grid.device)
+    images = output.pooler_output.split(merged.prod(-1).tolist())
+    placed = (tower.merger[1].placed(x.unflatten(0, shape)) for x, shape in zip(images, merged.tolist(), strict=True))
+    output.pooler_output = torch.cat([x.flatten(0, 2) for x in placed])
+    return output
 
 
 def marker_logits(unit: torch.Tensor, marker: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from bench.suite.tasks import Item
 from training.common import RUNS
 from vlm.embedded import MODEL_DIR
 from vlm.model import Vlm
-from vlm.words import MARKER_BIAS, MARKER_SHARPNESS, SHARE, SHARPNESS
+from vlm.words import MARKER_BIAS, MARKER_SHARPNESS, PLACE_SHARE, PLACE_SHARPNESS, SHARE, SHARPNESS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +34,7 @@ def answered(vlm: Vlm, task: str, asked: list[Item], settings: list[Setting]) ->
 
 def _file(task: str, questions: str, setting: Setting, dtype: str) -> Path:
     """Scores of other weights, of another number type or of other questions are other files."""
-    words = SHARE, SHARPNESS, MARKER_SHARPNESS, MARKER_BIAS
+    words = SHARE, SHARPNESS, MARKER_SHARPNESS, MARKER_BIAS, PLACE_SHARE, PLACE_SHARPNESS
     key = hashlib.sha256(repr((_weights(), words, dtype, questions, setting)).encode()).hexdigest()[:20]
     return RUNS / "suite" / f"{task.replace(' ', '-')}-{key}.json"
 

@@ -139,7 +139,13 @@ def test_token_figure_has_a_point_for_every_token_and_escapes_text():
 def test_summary_says_what_was_read_and_that_memory_is_not_saved():
     text = kv_figures.summary(run_of("certified"))
     assert f"{sum(run_of('certified').mean_bits) / 2:.1f} bits" in text and "not memory" in text
-    assert "0.02 allowed" in text and "no target" in kv_figures.summary(run_of("paper"))
+    assert "0.02 allowed<" in text and "no target" in kv_figures.summary(run_of("paper"))
+
+
+def test_summary_says_why_a_proven_error_is_larger_than_allowed():
+    run = run_of("certified", 1e-9)
+    assert "1e-09 allowed; no less could be proven there, so every bit was read" in kv_figures.summary(run)
+    assert all(float(trace.key_bits.min()) == 16 == float(trace.value_bits.min()) for step in run.answer.traces for trace in step)
 
 
 @pytest.mark.parametrize("kept", [None, 20])

@@ -1,17 +1,22 @@
 """Visual tokens are drawn half way to the words that they are near, as the formula says and as the file keeps them."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from torch.nn.functional import normalize
 
 from training.common import Words, write_shards
+from training.world import COLUMNS, ROWS
 from vlm.embedded import part, read_shards
-from vlm.words import MARKER_BIAS, MARKER_SHARPNESS, SHARE, SHARPNESS, NearWords
+from vlm.words import MARKER_BIAS, MARKER_SHARPNESS, PLACE_SHARE, SHARE, SHARPNESS, NearWords, place_tokens, thirds
 
 
 def _words(count: int = 12, width: int = 48) -> NearWords:
     generator = torch.Generator().manual_seed(0)
-    *directions, marker = normalize(torch.randn(count + 1, width, generator=generator), dim=-1)
-    return NearWords(torch.stack(directions), torch.randn(width, generator=generator), torch.tensor(3.0), marker)
+    places, marker, directions = normalize(torch.randn(count + 7, width, generator=generator), dim=-1).split([6, 1, count])
+    mean = torch.randn(width, generator=generator)
+    return NearWords(directions=directions, mean=mean, norm=torch.tensor(3.0), marker=marker[0], places=places)
 
 
 def test_tokens_are_half_themselves_and_half_the_expected_word_with_the_marker():
@@ -56,7 +61,31 @@ def test_half_precision_stays_half():
 
 def test_words_survive_the_file(tmp_path):
     words, x = _words(), torch.randn(9, 48)
-    made = Words(words.directions, words.mean, words.norm, words.marker).near()
+    made = Words(**dict(words.named_buffers())).near()
     write_shards(tmp_path, "trimlens", {f"words.{name}": tensor for name, tensor in made.items()})
     found = NearWords(**part(read_shards(tmp_path, "trimlens")[0], "words"))
     torch.testing.assert_close(found(x), words(x), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(16, 16), (8, 12), (3, 3), (1, 5)])
+def test_every_token_says_the_thirds_that_it_stands_in_whatever_it_is(rows, columns):
+    words, x = _words(), torch.randn(rows, columns, 48)
+    added = (words.placed(x) - x) / (PLACE_SHARE * words.norm)
+    for row in range(rows):
+        for column in range(columns):
+            high, wide = ((at + 0.5) / count for at, count in ((row, rows), (column, columns)))
+            expected = words.places[int(3 * high)] + words.places[3 + int(3 * wide)]
+            if min(abs(3 * at - edge) for at in (high, wide) for edge in (1, 2)) > 0.3:
+                torch.testing.assert_close(added[row, column], expected, atol=0.2, rtol=0)
+    torch.testing.assert_close(thirds(rows).sum(-1), torch.ones(rows))
+    assert (len(ROWS), len(COLUMNS)) == (3, 3)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_tower_places_every_image_of_a_ragged_list(named):
+    words, (a, b) = _words(), (torch.randn(2, 3, 48), torch.randn(4, 2, 48))
+    tower = SimpleNamespace(spatial_merge_size=2, merger=(None, words))
+    grid = torch.tensor([[1, 4, 6], [1, 8, 4]])
+    output = SimpleNamespace(pooler_output=torch.cat([a.flatten(0, 1), b.flatten(0, 1)]))
+    found = place_tokens(tower, () if named else (None, grid), {"grid_thw": grid} if named else {}, output).pooler_output
+    torch.testing.assert_close(found, torch.cat([words.placed(image).flatten(0, 1) for image in (a, b)]))
