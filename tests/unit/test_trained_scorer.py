@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from pruning.registry import METHODS, SCORERS, get_method
 from pruning.scorers import NegCosMean, ScorerWeights, Trained
@@ -14,6 +16,7 @@ from tests.unit.tiny import QUESTION, assert_close, noise
 from training import common, packing, train_scorer, world
 from training.train_lm import Student, load_shipped
 from training.train_scorer import Threshold, log_soft_top_k
+from vlm import embedded
 from vlm.errors import UserError
 from vlm.open import _find_scorer
 
@@ -207,6 +210,19 @@ def test_merged_adapters_answer_as_those_beside_their_layers(runs):
     merged, _ = student.answers(batch, tokens, mask)
     assert not [name for name, _ in student.named_parameters() if "lora" in name]
     assert_close(merged, beside, 1e-4, "loss with merged adapters")
+
+
+@pytest.mark.slower
+def test_the_page_sees_the_visual_tokens_of_the_training():
+    student = Student().requires_grad_(False).eval()
+    load_shipped(student)
+    pictures = [noise(seed, 224, 336) for seed in range(2)]
+    _, _, trained = student.see(torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]))
+    inputs = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=10**6)(images=pictures, return_tensors="pt")
+    with torch.no_grad():
+        page = embedded.open_model()[0].get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+    # The words of the file are in float16.
+    assert_close(trained.flatten(1, 2), torch.stack(list(page)), 2e-3, "visual tokens, with words, marker and places")
 
 
 def _a_token_of_weight_zero_is_a_pruned_token(student):
