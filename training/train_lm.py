@@ -16,7 +16,7 @@ from training import common, tower
 from training.packing import SEED, Batch, Examples, attention_mask, first_visual
 from training.train_tower import Heads, go_on, optimizers_of, warm_start
 from vlm import embedded
-from vlm.words import NearWords
+from vlm.words import NearWords, thirds
 
 RANK, SCALE = 32, 2.0
 PEAK = 1.5e-3
@@ -134,16 +134,8 @@ class Student(nn.Module):
 
     def _positions(self, hidden: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Cross-entropy of reading off a token's third of the height and of the width after PROBE_LAYER."""
-        high, wide = grid
-        thirds = torch.stack(
-            torch.meshgrid(
-                (torch.arange(high) * 2 + 1) * 3 // (2 * high),
-                (torch.arange(wide) * 2 + 1) * 3 // (2 * wide),
-                indexing="ij",
-            )
-        ).flatten(1)
+        target = torch.cartesian_prod(*(thirds(count).argmax(-1) for count in grid)).expand(len(hidden), -1, -1)
         logits = self.probe(hidden).unflatten(-1, (2, 3))
-        target = thirds.T.expand(len(hidden), -1, -1)
         return F.cross_entropy(logits.flatten(0, 2), target.flatten())
 
 
