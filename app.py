@@ -13,6 +13,7 @@ from pruning.registry import METHODS, SCORERS, get_method
 from pruning.scorers.trained import FILE
 from viz import accuracy, kv_events, kv_tab, lab, overlay, studio, table, workbench
 from viz.style import headline
+from vlm import one_thread
 from vlm.embedded import MODEL_DIR, NAME
 from vlm.errors import UserError
 from vlm.gguf_text import prepare
@@ -281,7 +282,7 @@ def open_in_background() -> threading.Thread:
 def main() -> None:
     """Serves on GRADIO_SERVER_NAME:GRADIO_SERVER_PORT, by default 127.0.0.1:7860."""
     try:
-        prepare()
+        one_thread.run(prepare)
     except UserError as error:
         print(f"  {error}", flush=True)
     open_in_background()

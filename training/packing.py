@@ -19,14 +19,15 @@ SEED = 12
 PAIRS, ALIKE = 10, 2  # questions a picture, and of these of one kind with one answer
 VISUAL_TOKENS, MOST_IMAGES = 512, 3  # a batch
 VARIED_SHARE = 0.5  # of pictures whose pictograms may be turned and tinted
+GAPPED_SHARE, GAP_SHARE, WIDEST_GAP = 0.5, 0.3, 4  # of pictures; of their rows and columns; in places
 FOLLOW_UPS, PLAIN = 0.4, 0.4  # shares of pictures with a second turn, and with a question that is not about the picture
 KIND_WEIGHTS = {
     "name": 1.5,
     "list": 2.5,
-    "place": 1.5,
+    "place": 2.5,
     "exist": 1.6,
     "count": 3.0,
-    "where": 1.5,
+    "where": 6.0,
     "relation": 2.0,
     "color": 0.4,
     "shape": 0.3,
@@ -50,13 +51,21 @@ class Batch:
     targets: Targets
 
 
-def pack(prompter: Prompter, scenes: list[world.Scene], pairs: list[list[questions.Question]]) -> Batch:
-    """Tokens of every image's question-answer pairs behind one shared prefix, padded to a multiple of 16."""
+def pack(
+    prompter: Prompter,
+    scenes: list[world.Scene],
+    pairs: list[list[questions.Question]],
+    at: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> Batch:
+    """Tokens of every image's question-answer pairs behind one shared prefix, padded to a multiple of 16.
+
+    at: rotary positions of the visual tokens' rows and columns (:func:`gapped`), otherwise 0, 1, 2, ...
+    """
     high, wide = scenes[0].labels.shape
     prefix = prompter.prefix([high * wide])
     start = prefix.index(VISION_START) + 1
-    after = start + max(high, wide)
-    grid = torch.stack(torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij")).flatten(1) + start
+    grid = torch.stack(torch.meshgrid(*(at or (torch.arange(high), torch.arange(wide))), indexing="ij")).flatten(1) + start
+    after = int(grid.max()) + 1
     image = torch.cat([torch.full((1, high * wide), start), grid])
     head = torch.cat([torch.arange(start).expand(3, -1), image, torch.full((3, 1), after)], 1)
     rows = []
@@ -106,6 +115,16 @@ def attention_mask(segment: torch.Tensor) -> torch.Tensor:
     return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
 
 
+def gapped(rng: np.random.Generator, count: int) -> torch.Tensor:
+    """Rotary positions of ``count`` rows or columns, some of them further apart than 1.
+
+    Seen so, what stands left or above is what it was, but no distance tells how far across the picture a token is: that is
+    to be read from the token itself (vlm.words.NearWords.placed), which is all that a pruned picture leaves.
+    """
+    gaps = 1 + (rng.random(count - 1) < GAP_SHARE) * rng.integers(1, WIDEST_GAP, count - 1)
+    return torch.from_numpy(np.concatenate([[0], gaps.cumsum()]))
+
+
 class Examples(IterableDataset):
     """Endless batches of scenes with their questions."""
 
@@ -120,7 +139,10 @@ class Examples(IterableDataset):
             count = max(1, min(MOST_IMAGES, VISUAL_TOKENS // (size[0] * size[1] // world.CELL**2)))
             looks = [world.VARIED if rng.random() < VARIED_SHARE else world.TRAINING for _ in range(count)]
             scenes = [world.draw_any(rng, size, look) for look in looks]
-            yield vars(pack(self.prompter, scenes, [pairs_of(rng, scene) for scene in scenes]))
+            pairs = [pairs_of(rng, scene) for scene in scenes]
+            grid = scenes[0].labels.shape
+            at = tuple(gapped(rng, count) for count in grid) if rng.random() < GAPPED_SHARE else None
+            yield vars(pack(self.prompter, scenes, pairs, at))
             index += 1
 
 

@@ -13,11 +13,12 @@ from html import escape
 import gradio as gr
 
 from bench.kv_attention import has_room
+from kvquant.cache import Setting
 from pruning.tokens import keep_count
 from viz import kv_errors, kv_exponents, kv_figures, kv_live, kv_overlay, kv_run, kv_speed, studio
 from viz.kv_capture import Captured, capture
 from viz.kv_run import Run
-from vlm import questions
+from vlm import one_thread, questions
 from vlm.errors import UserError
 from vlm.images import open_image
 from vlm.model import Answer
@@ -97,6 +98,12 @@ def generate(ask: studio.Ask, percent: float, mode: str, error: float, window: f
     question, setting = questions.clean(ask.question), kv_run.setting_of(mode, error, window)
     if not is_open(ask.model):
         yield {"status": progress(0, f"Opening {ask.model} ...")}
+        open_vlm(ask.model)  # in this thread: others are answered meanwhile
+    yield from _generated(ask, question, percent, setting, prune_first)
+
+
+@one_thread.here
+def _generated(ask: studio.Ask, question: str, percent: float, setting: Setting, prune_first: bool) -> Updates:
     vlm = open_vlm(ask.model)
     image = vlm.encode(open_image(ask.image))
     method = studio.method_of(ask) if prune_first else None
@@ -165,6 +172,7 @@ def _captured(key: tuple, run: Run) -> Captured:
 
 
 @telling("explained")
+@one_thread.here
 def explain(key: tuple | None, which: str, layer: float, head: float, step: float) -> Updates:
     """The exponent picture of one sum; layer, head and step count from 1."""
     run = _run(key)
@@ -195,6 +203,7 @@ def explain_again(session: str, key: tuple | None, *where) -> Updates:
 
 
 @telling("measured")
+@one_thread.here
 def measure(key: tuple | None) -> Updates:
     """Attention outputs against float64 and their bounds, then next-token distributions, as far as they have come."""
     run = _run(key)
@@ -209,8 +218,8 @@ def measure(key: tuple | None) -> Updates:
         yield {"bounds": kv_errors.bound_figure(points, run.setting.mode)}
     benched = kv_errors.committed()
     for share, losses in kv_live.force(open_vlm(run.model), run):
-        text = f"the answer's tokens through {len(losses)} caches, one after the other"
-        yield {"measured": progress(share, text), "quality": kv_errors.quality_figure(losses, benched)}
+        update: dict = {"measured": progress(share, "the answer's tokens through one cache after the other")}
+        yield update | ({"quality": kv_errors.quality_figure(losses, benched)} if losses else {})
     notes = [f"Live numbers are of {losses[0].tokens} tokens of this one answer. Ran on: {run.where}."]
     if not bounded:
         notes.append("There is no bound to look at: this way of reading, or a window as long as the answer, reads every bit.")

@@ -126,7 +126,7 @@ def readers(window: int) -> list[Reader]:
 def force(vlm: Vlm, run: Run) -> Iterator[tuple[float, list[Loss]]]:
     """Yields (share done, losses so far) after every decode step of the answer's first tokens, against the default cache.
 
-    The model is locked cache by cache, so that another visitor's answer waits for one decode step at most.
+    It also yields within a step, without losses, so that another visitor's answer waits for one cache's step at most.
     """
     prompt, ids = run.prompt, run.answer.token_ids[: MOST_TOKENS + 1]
     base, compared = DynamicCache(), readers(run.setting.window)
@@ -142,7 +142,8 @@ def force(vlm: Vlm, run: Run) -> Iterator[tuple[float, list[Loss]]]:
         expected = _log_p(vlm, token, place, base)
         keys = base.layers[0].keys
         numbers = 2 * keys.numel() * len(base.layers)
-        for error, cache in zip(errors, caches, strict=True):
+        for done, (error, cache) in enumerate(zip(errors, caches, strict=True)):
+            yield (step + done / len(caches)) / (len(ids) - 1), []
             found = _log_p(vlm, token, place, cache)
             error.tokens += 1
             error.agree += int(found.argmax() == expected.argmax())

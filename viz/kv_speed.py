@@ -25,6 +25,7 @@ from kvquant.modes import Certified, Exact, Mode, Paper
 from kvquant.store import Store
 from viz.kv_run import describe_mode
 from viz.kv_style import BLUE, GREY, INK, ORANGE, PINK, figure
+from vlm import one_thread
 from vlm.device import synchronise
 
 CONTEXTS = (1024, 4096, 16384, 65536)
@@ -131,7 +132,12 @@ def speeds(context: int, geometry: tuple[int, int, int], modes: list[Mode], spre
     """
     while device == "cpu" and any(warming.making(format) for format in formats(modes)):
         yield Progress(0.0, "compiling the kernels for this processor, once: about a minute", [], 0.0)
-        sleep(0.5)
+        sleep(0.5)  # not in the thread that all answers come from
+    yield from _speeds(context, geometry, modes, spread, device)
+
+
+@one_thread.here
+def _speeds(context: int, geometry: tuple[int, int, int], modes: list[Mode], spread: float, device: str) -> Iterator[Progress]:
     yield Progress(0.0, "measuring how fast memory streams", [], 0.0)
     rate = stream_rate(device)
     prepared: list[Path] = []

@@ -1,6 +1,7 @@
 """What the page does, as plain functions: from the controls' values to an overlay payload and to streamed answers."""
 
 import threading
+import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
@@ -12,7 +13,7 @@ from kvquant.modes import Certified, Trace
 from pruning.registry import METHODS, SCORERS, Method
 from pruning.tokens import IMAGE, Ranking, keep_count
 from viz import answers, overlay
-from vlm import questions
+from vlm import one_thread, questions
 from vlm.errors import UserError
 from vlm.images import open_image
 from vlm.model import Answer, Encoded, Vlm
@@ -22,6 +23,8 @@ MAX_NEW_TOKENS, MOST_TURNS = 48, 4
 # No window: a pruned prompt is hardly longer than the usual window of 64, and nothing of it would be read with fewer bits.
 TRIMMED = KVSetting(Certified(), window=0)
 KEPT_RESULTS = 256
+# Seconds between two updates of an answer: drawing every token costs a browser on the same cores more than writing it.
+PACE = 0.2
 PRUNERS = {key: method for key, method in METHODS.items() if key != "none"}
 
 
@@ -177,6 +180,7 @@ class Shown:
     asked: Ask | None = None
 
 
+@one_thread.here
 def look(ask: Ask, percent: float) -> dict:
     """The overlay's payload: every patch's rank and importance; percent: what is pruned, for a budgeted method.
 
@@ -208,6 +212,7 @@ class Side:
         return self.ranking and (self.method, keep_count(len(self.ranking.order), self.prune), self.kv)
 
 
+@one_thread.here
 def compare(ask: Ask, percent: float, trimmed: bool = False) -> Iterator[str]:
     """Streams the answers panel: the full answer, then the pruned one, then, if ``trimmed``, that with fewer bits of the KV cache.
 
@@ -239,6 +244,7 @@ def show(ask: Ask | None, percent: float, session: str, with_overlay: bool = Tru
         questions.clean(ask.question)  # before it becomes a turn of the conversation
         if not is_open(ask.model):
             yield Shown(panel=answers.waiting(f"Opening {ask.model} ..."))
+            open_vlm(ask.model)  # in this thread: others are answered meanwhile
         if with_overlay or METHODS[ask.method].budgeted:
             value = look(ask, percent)
             if not TURNS.is_newest(session, turn):
@@ -255,16 +261,18 @@ def show(ask: Ask | None, percent: float, session: str, with_overlay: bool = Tru
 
 
 def stream(vlm: Vlm, image: Encoded, question: str, side: Side, history: tuple[tuple[str, str], ...] = ()) -> Iterator[Answer]:
-    """A side's answer as it grows, or at once where it is known; ``history``: its own conversation so far."""
+    """A side's answer as it grows, every PACE seconds, or at once where it is known; ``history``: its own conversation so far."""
     key = (vlm.name, image.key, question, side.key, history)
     known = ANSWERS.get(key)
     if known is not None:
         yield known
         return
     rankings = None if side.ranking is None else [side.ranking]
-    answer = None
+    answer, shown = None, 0.0
     for answer in vlm.answer([image], question, rankings, side.prune, MAX_NEW_TOKENS, side.kv, history):
-        yield answer
+        if answer.done or time.monotonic() - shown >= PACE:
+            yield answer
+            shown = time.monotonic()
     if answer is not None and answer.done:
         ANSWERS.put(key, replace(answer, traces=[tuple(map(_totals, step)) for step in answer.traces]))
 

@@ -16,7 +16,7 @@ from pruning.tradeoff import Sweep, sweep
 from viz import answers, compare, features, reasons, studio, tradeoff
 from viz.studio import Ask
 from viz.style import name_of
-from vlm import inside, questions
+from vlm import inside, one_thread, questions
 from vlm.errors import UserError
 from vlm.images import open_image
 from vlm.model import Answer, Encoded, Vlm, last
@@ -73,6 +73,7 @@ def swept(of: Scene) -> Sweep:
     return known
 
 
+@one_thread.here
 def trade_off(ask: Ask | None, percent: float, axis: str) -> Reading:
     """The trade-off figure, and the map of the method in use."""
     of = scene(ask, percent)
@@ -83,6 +84,7 @@ def trade_off(ask: Ask | None, percent: float, axis: str) -> Reading:
     return Reading(payload, tradeoff.figure(found, axis, current), tradeoff.headline(found, axis))
 
 
+@one_thread.here
 def feature_space(ask: Ask | None, percent: float) -> Reading:
     """Every patch in feature space."""
     of = scene(ask, percent)
@@ -100,6 +102,7 @@ def rankings(of: Scene, keys: list[str]) -> tuple[dict[str, Ranking], str]:
     return found, " ".join(failed)
 
 
+@one_thread.here
 def side_by_side(ask: Ask | None, percent: float, first: str, second: str, keys: list[str]) -> Reading:
     """The map of two methods and the overlap matrix of all chosen ones."""
     of = scene(ask, percent)
@@ -112,6 +115,7 @@ def side_by_side(ask: Ask | None, percent: float, first: str, second: str, keys:
     return Reading(payload, compare.overlap_figure(chosen, of.k), compare.overlap_headline(chosen, of.k), failed)
 
 
+@one_thread.here
 def reason(ask: Ask | None, percent: float, token: int | None) -> Reading:
     """Why a patch was kept or dropped; the first patch that redundancy cost its place, where none is chosen.
 
@@ -195,6 +199,7 @@ def forced_logits(
         return vlm.model(**arguments, use_cache=False, logits_to_keep=len(token_ids)).logits[0].float()
 
 
+@one_thread.here
 def divergences(ask: Ask | None, percent: float, keys: list[str]) -> Reading:
     """KL of every token of the full answer, under each chosen method; one forward pass a method."""
     of = scene(ask, percent)
@@ -211,6 +216,7 @@ def divergences(ask: Ask | None, percent: float, keys: list[str]) -> Reading:
     return Reading(None, compare.divergence_figure(apart, answer.pieces), title, failed)
 
 
+@one_thread.here
 def several(ask: Ask | None, percent: float, keys: list[str]) -> Iterator[str]:
     """The full answer beside those of the first ``MOST_ANSWERS`` methods, as HTML, while they are written."""
     of = scene(ask, percent)

@@ -1,0 +1,60 @@
+"""One thread for all of torch's work: it is the same one, generators take turns, and what goes wrong arrives."""
+
+import threading
+
+import pytest
+
+from vlm import one_thread
+
+
+@one_thread.here
+def name() -> str:
+    return threading.current_thread().name
+
+
+@one_thread.here
+def names(count: int, closed: list):
+    try:
+        for _ in range(count):
+            yield name()
+    finally:
+        closed.append(threading.current_thread().name)
+
+
+def test_functions_and_every_step_of_generators_run_in_the_same_thread_whoever_calls():
+    found = [name(), *names(3, [])]
+    caller = threading.Thread(target=lambda: found.append(name()))
+    caller.start()
+    caller.join()
+    assert set(found) == {name()} and len(found) == 5
+    assert name() != threading.current_thread().name
+    assert names.__name__ == "names"
+
+
+def test_two_generators_take_turns_and_an_abandoned_one_is_closed_there():
+    closed: list[str] = []
+    one, other = names(3, closed), names(3, closed)
+    for _ in range(2):
+        assert next(one) == next(other)
+    one.close()
+    assert closed == [name()]
+    assert list(other) == [name()] and len(closed) == 2
+
+
+def test_what_goes_wrong_arrives_and_the_thread_goes_on():
+    @one_thread.here
+    def broken():
+        raise ValueError("no such patch")
+
+    @one_thread.here
+    def breaks():
+        yield 1
+        raise ValueError("no such step")
+
+    with pytest.raises(ValueError, match="patch"):
+        broken()
+    steps = breaks()
+    assert next(steps) == 1
+    with pytest.raises(ValueError, match="step"):
+        next(steps)
+    assert name()
