@@ -24,17 +24,13 @@ SHARD_BYTES = 9_500_000
 
 @dataclass(frozen=True)
 class Words:
-    """directions: unit vectors [classes, D]; mean: [D]; norm: the typical length of an embedding less the mean."""
+    """As :class:`vlm.words.NearWords` takes them. norm: the typical length of an embedding less the mean."""
 
     directions: torch.Tensor
     mean: torch.Tensor
     norm: torch.Tensor
     marker: torch.Tensor
     places: torch.Tensor
-
-    def near(self) -> dict[str, torch.Tensor]:
-        """What :class:`vlm.words.NearWords` is made of."""
-        return vars(self)
 
 
 def word_directions(embedding: torch.Tensor, encode) -> Words:

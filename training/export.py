@@ -45,7 +45,7 @@ def main() -> None:
     text, prompter = embedded.open_text_model()
     words = common.words_of(text.model.language_model, prompter)
     state = {f"visual.{name}": tensor for name, tensor in saved["visual"].items()}
-    state |= {f"words.{name}": tensor for name, tensor in words.near().items()}
+    state |= {f"words.{name}": tensor for name, tensor in vars(words).items()}
     for name, tensor in saved["language"].items():
         if not name.startswith("probe."):
             state[name] = tensor * SCALE if name.endswith(".lora_b") else tensor

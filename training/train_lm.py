@@ -68,7 +68,7 @@ class Student(nn.Module):
         language = model.model.language_model.requires_grad_(False)
         self.vision, self.language = model.model.visual, language
         self.heads = Heads(common.words_of(language, self.prompter))
-        self.words = NearWords(**self.heads.words.near())
+        self.words = NearWords(**vars(self.heads.words))
         self.run_block = None
         self.adapters = attach_adapters(language)
         if common.autocast_dtype() is not torch.float32:

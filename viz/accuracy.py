@@ -14,6 +14,7 @@ MISSING = (
 )
 # At lambda 0 and 1 the curve is the other two of the bench, farthest point and top-k.
 BESIDE = ("uniform", "random")
+UNPRUNED = "#22a06b"  # grey is random's
 
 
 def load(path: Path = FILE) -> dict | None:
@@ -89,7 +90,7 @@ def figure(record: dict) -> go.Figure:
 
 def _level(point: dict, name: str, dash: str) -> go.Scatter:
     """A line at one height: what has no lambda."""
-    color = style.INK if point["method"] == "none" else style.color_of(point["method"])
+    color = UNPRUNED if point["method"] == "none" else style.color_of(point["method"])
     line = {"color": color, "width": 1.5, "dash": dash}
     return go.Scatter(
         x=[0, 1],

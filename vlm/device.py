@@ -28,18 +28,23 @@ def choose(big: bool) -> Placement:
     """
     if not torch.cuda.is_available():
         dtype, why = (torch.bfloat16, "to fit in memory") if big else cpu_dtype()
-        name = str(dtype).removeprefix("torch.")
+        name = type_name(dtype)
         reason = f"no GPU found: CPU, {name} ({why}), PyTorch SDPA on {torch.get_num_threads()} threads"
         return Placement("cpu", dtype, "sdpa", reason)
     major, minor = torch.cuda.get_device_capability()
     name = torch.cuda.get_device_name()
     dtype = torch.bfloat16 if major >= 8 else torch.float16
-    short = str(dtype).removeprefix("torch.")
+    short = type_name(dtype)
     if importlib.util.find_spec("flash_attn") is None:
         return Placement("cuda", dtype, "sdpa", f"{name}, {short}, PyTorch SDPA (flash-attn is not installed)")
     if not 8 <= major <= 9:
         return Placement("cuda", dtype, "sdpa", f"{name}, {short}, PyTorch SDPA (flash-attn 2 does not cover sm_{major}{minor})")
     return Placement("cuda", dtype, "flash_attention_2", f"{name}, {short}, flash-attn 2")
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """("float32")."""
+    return str(dtype).removeprefix("torch.")
 
 
 def cpu_dtype() -> tuple[torch.dtype, str]:

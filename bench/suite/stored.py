@@ -12,6 +12,7 @@ import numpy as np
 from bench.suite.evaluate import Setting, run
 from bench.suite.tasks import Item
 from training.common import RUNS
+from vlm.device import type_name
 from vlm.embedded import MODEL_DIR
 from vlm.model import Vlm
 from vlm.words import MARKER_BIAS, MARKER_SHARPNESS, PLACE_SHARE, PLACE_SHARPNESS, SHARE, SHARPNESS
@@ -66,4 +67,4 @@ def commit() -> str:
 
 def type_of(vlm: Vlm) -> str:
     """The type that the model computes in, as it goes into a record."""
-    return str(vlm.placement.dtype).removeprefix("torch.")
+    return type_name(vlm.placement.dtype)

@@ -1,5 +1,6 @@
 """Both training stages run, checkpoint and resume; Muon orthogonalises; shards hold everything."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,3 +96,25 @@ def test_orthogonalised_updates_have_singular_values_near_one():
     for shape in ((3, 24, 40), (2, 40, 24)):
         values = torch.linalg.svdvals(muon.orthogonalise(torch.randn(shape)))
         assert values.min() > 0.4 and values.max() < 1.4, (values.min(), values.max())
+
+
+def test_gaps_keep_the_order_of_rows_and_columns_and_nothing_else():
+    rng = np.random.default_rng(0)
+    gaps = torch.cat([packing.gapped(rng, 16).diff() for _ in range(200)])
+    assert packing.gapped(rng, 1).tolist() == [0]
+    assert set(gaps.tolist()) == {1, 2, 3, 4}, "in order, and never far apart"
+    assert 0.6 < (gaps == 1).float().mean() < 0.9, "most neighbours stay neighbours, as letters of a word must"
+
+
+def test_what_follows_a_gapped_picture_stands_behind_it():
+    _, prompter = embedded.open_text_model()
+    scene = world.draw_any(np.random.default_rng(3), (224, 224))
+    pairs = [packing.pairs_of(np.random.default_rng(4), scene)]
+    plain, apart = (packing.pack(prompter, [scene], pairs, at) for at in (None, (torch.arange(8) * 3, torch.arange(8) * 2)))
+    start = packing.first_visual(plain)
+    assert torch.equal(plain.ids, apart.ids) and torch.equal(plain.positions[:, :, :start], apart.positions[:, :, :start])
+    visual = (apart.positions - plain.positions)[:, 0, start : start + 64].unflatten(1, (8, 8))
+    assert torch.equal(visual[1, :, 0], 2 * torch.arange(8)) and torch.equal(visual[2, 0], torch.arange(8)) and not visual[0].any()
+    used = apart.segment[0] >= 0
+    after = (apart.positions - plain.positions)[:, 0, start + 64 :][:, used[start + 64 :]]
+    assert after.unique().tolist() == [14], "7 rows, each 2 further"

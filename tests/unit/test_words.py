@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from training.common import Words, write_shards
+from training.common import write_shards
 from training.world import COLUMNS, ROWS
 from vlm.embedded import part, read_shards
 from vlm.words import MARKER_BIAS, MARKER_SHARPNESS, PLACE_SHARE, SHARE, SHARPNESS, NearWords, place_tokens, thirds
@@ -61,8 +61,7 @@ def test_half_precision_stays_half():
 
 def test_words_survive_the_file(tmp_path):
     words, x = _words(), torch.randn(9, 48)
-    made = Words(**dict(words.named_buffers())).near()
-    write_shards(tmp_path, "trimlens", {f"words.{name}": tensor for name, tensor in made.items()})
+    write_shards(tmp_path, "trimlens", {f"words.{name}": tensor for name, tensor in words.named_buffers()})
     found = NearWords(**part(read_shards(tmp_path, "trimlens")[0], "words"))
     torch.testing.assert_close(found(x), words(x), atol=2e-2, rtol=0)
 
