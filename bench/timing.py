@@ -34,10 +34,11 @@ def measure(fns: dict[str, Callable[[], object]], repeats: int, warmup: int = 1)
             elapsed = time.perf_counter() - start
             if turn >= warmup:
                 seconds[name].append(elapsed)
-    return {name: _summary(values) for name, values in seconds.items()}
+    return {name: summary(values) for name, values in seconds.items()}
 
 
-def _summary(values: list[float]) -> Timing:
+def summary(values: list[float]) -> Timing:
+    """Of at least one run's seconds."""
     if len(values) == 1:
         return Timing(values[0], values[0], values[0], 1)
     q1, median, q3 = quantiles(values, n=4, method="inclusive")

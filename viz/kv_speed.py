@@ -11,14 +11,13 @@ import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from statistics import quantiles
 from time import monotonic, sleep
 
 import plotly.graph_objects as go
 import torch
 
 from bench.kv_attention import folded, grouped, stream_rate
-from bench.timing import Timing, measure
+from bench.timing import Timing, measure, summary
 from kvquant import kernels
 from kvquant.kernels import triton_decode, warming
 from kvquant.modes import Certified, Exact, Mode, Paper
@@ -170,15 +169,8 @@ def _timed(run: Callable[[], object], device: str) -> None:
 def _rows(prepared: list[Path], seconds: dict[str, list[float]], rate: float) -> list[Row]:
     """Of the paths that have been timed at least once."""
     timed = [(path, seconds[path.name]) for path in prepared if seconds[path.name]]
-    rows = [Row(path.name, path.family, _summary(times), path.bytes / rate, path.bits) for path, times in timed]
+    rows = [Row(path.name, path.family, summary(times), path.bytes / rate, path.bits) for path, times in timed]
     return sorted(rows, key=lambda row: row.timing.median)
-
-
-def _summary(times: list[float]) -> Timing:
-    if len(times) == 1:
-        return Timing(times[0], times[0], times[0], 1)
-    q1, middle, q3 = quantiles(times, n=4, method="inclusive")
-    return Timing(middle, q1, q3, len(times))
 
 
 COLOURS = {"sdpa": GREY, "all bits": ORANGE, "fewer bits": BLUE}

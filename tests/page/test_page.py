@@ -104,6 +104,8 @@ def test_narrow_and_dark_pages_do_not_overflow(open_page, width, theme):
     wait_for_answers(page)
     wide = page.evaluate("document.documentElement.scrollWidth")
     assert wide <= width + 1, f"the page is {wide} px wide in a window of {width}"
+    for name in ("Trim tokens", "Trim bits", "All methods"):
+        expect(page.get_by_role("tab", name=name)).to_be_in_viewport(ratio=1)
 
 
 def test_odd_files_give_a_sentence_and_lose_nothing(open_page, tmp_path):
