@@ -13,15 +13,15 @@ from html import escape
 import gradio as gr
 
 from bench.kv_attention import has_room
-from kvquant.cache import Setting
 from pruning.tokens import keep_count
 from viz import kv_errors, kv_exponents, kv_figures, kv_live, kv_overlay, kv_run, kv_speed, studio
 from viz.kv_capture import Captured, capture
 from viz.kv_run import Run
+from viz.studio import opened
 from vlm import one_thread, questions
 from vlm.errors import UserError
 from vlm.images import open_image
-from vlm.model import Answer
+from vlm.model import Answer, Encoded, Vlm
 from vlm.open import is_open, open_vlm
 
 SCORES, OUTPUT = "q.k: channels of K", "p.V: tokens of V"
@@ -98,14 +98,8 @@ def generate(ask: studio.Ask, percent: float, mode: str, error: float, window: f
     question, setting = questions.clean(ask.question), kv_run.setting_of(mode, error, window)
     if not is_open(ask.model):
         yield {"status": progress(0, f"Opening {ask.model} ...")}
-        open_vlm(ask.model)  # in this thread: others are answered meanwhile
-    yield from _generated(ask, question, percent, setting, prune_first)
-
-
-@one_thread.here
-def _generated(ask: studio.Ask, question: str, percent: float, setting: Setting, prune_first: bool) -> Updates:
-    vlm = open_vlm(ask.model)
-    image = vlm.encode(open_image(ask.image))
+        one_thread.apart(open_vlm, ask.model)
+    vlm, image = one_thread.run(_encoded, ask)
     method = studio.method_of(ask) if prune_first else None
     if method and method.after:
         raise UserError(
@@ -117,15 +111,21 @@ def _generated(ask: studio.Ask, question: str, percent: float, setting: Setting,
     run = RUNS.get(key)
     if run is None:
         k = keep_count(len(image.features), prune)
-        rankings = [vlm.rank(image, question, method, k)] if method else None
+        rankings = [one_thread.run(vlm.rank, image, question, method, k)] if method else None
         keep = rankings[0].keep(k) if rankings else None
-        prompt = vlm.prompt([image], question, [keep], rankings)
+        prompt = one_thread.run(vlm.prompt, [image], question, [keep], rankings)
         answer = None
-        for answer in vlm.answer([image], question, rankings, prune, studio.MAX_NEW_TOKENS, setting):
+        written = one_thread.steps(vlm.answer([image], question, rankings, prune, studio.MAX_NEW_TOKENS, setting))
+        for answer in studio.paced(written, lambda answer: answer.done):
             yield {"status": writing(answer)}
         run = kv_run.finished(vlm, image, question, keep, setting, prompt, answer)
         RUNS.put(key, run)
     yield shown(key, run)
+
+
+def _encoded(ask: studio.Ask) -> tuple[Vlm, Encoded]:
+    vlm = opened(ask.model)
+    return vlm, vlm.encode(open_image(ask.image))
 
 
 def writing(answer: Answer) -> str:
@@ -163,16 +163,16 @@ def _run(key: tuple | None) -> Run:
     return run
 
 
+@one_thread.here
 def _captured(key: tuple, run: Run) -> Captured:
     captured = CAPTURES.get(key)
     if captured is None:
-        captured = capture(open_vlm(run.model), run.prompt, run.answer.token_ids)
+        captured = capture(opened(run.model), run.prompt, run.answer.token_ids)
         CAPTURES.put(key, captured)
     return captured
 
 
 @telling("explained")
-@one_thread.here
 def explain(key: tuple | None, which: str, layer: float, head: float, step: float) -> Updates:
     """The exponent picture of one sum; layer, head and step count from 1."""
     run = _run(key)
@@ -189,9 +189,10 @@ def explain(key: tuple | None, which: str, layer: float, head: float, step: floa
     q, k, v = captured.at(layer, step)
     word = escape(run.words[len(run.patch) + step].strip() or "blank")
     if which == SCORES:
-        chart = kv_exponents.score_figure(kv_exponents.score_addends(q, k[:, :, :planed], head), layer, head, word)
+        addends = one_thread.run(kv_exponents.score_addends, q, k[:, :, :planed], head)
+        chart = kv_exponents.score_figure(addends, layer, head, word)
     else:
-        addends, channel = kv_exponents.output_addends(q, k, v, planed, head, captured.scale)
+        addends, channel = one_thread.run(kv_exponents.output_addends, q, k, v, planed, head, captured.scale)
         chart = kv_exponents.output_figure(addends, channel, kv_figures.token_labels(run), layer, head, word)
     yield {"explained": "", "exponents": chart}
 
@@ -203,21 +204,21 @@ def explain_again(session: str, key: tuple | None, *where) -> Updates:
 
 
 @telling("measured")
-@one_thread.here
 def measure(key: tuple | None) -> Updates:
     """Attention outputs against float64 and their bounds, then next-token distributions, as far as they have come."""
     run = _run(key)
     yield {"measured": progress(0, "looking at the queries, keys and values of this answer ...")}
     captured = _captured(key, run)
     points: list = []
-    for share, found in kv_live.beneath(captured, run.setting):
+    for share, found in one_thread.steps(kv_live.beneath(captured, run.setting)):
         points = found
         yield {"measured": progress(share, "attention outputs against float64, layer by layer")}
     _, bounded = kv_live.proven(points)
     if bounded:
         yield {"bounds": kv_errors.bound_figure(points, run.setting.mode)}
     benched = kv_errors.committed()
-    for share, losses in kv_live.force(open_vlm(run.model), run):
+    forced = one_thread.steps(kv_live.force(one_thread.run(opened, run.model), run))
+    for share, losses in studio.paced(forced, lambda now: now[1]):
         update: dict = {"measured": progress(share, "the answer's tokens through one cache after the other")}
         yield update | ({"quality": kv_errors.quality_figure(losses, benched)} if losses else {})
     notes = [f"Live numbers are of {losses[0].tokens} tokens of this one answer. Ran on: {run.where}."]

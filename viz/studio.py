@@ -4,9 +4,10 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from html import escape
+from typing import TypeVar
 
 from kvquant.cache import Setting as KVSetting
 from kvquant.modes import Certified, Trace
@@ -25,6 +26,7 @@ TRIMMED = KVSetting(Certified(), window=0)
 KEPT_RESULTS = 256
 # Seconds between two updates of an answer: drawing every token costs a browser on the same cores more than writing it.
 PACE = 0.2
+T = TypeVar("T")
 PRUNERS = {key: method for key, method in METHODS.items() if key != "none"}
 
 
@@ -113,10 +115,22 @@ def where(method: Method) -> str:
     return "the image itself" if method.after == IMAGE else method.where
 
 
+def opened(name: str) -> Vlm:
+    """The open model, in the thread that all answers wait for: a model is opened before one enters it.
+
+    Raises:
+        UserError: the model is not in memory any more.
+    """
+    if one_thread.is_here() and not is_open(name):
+        raise UserError(f"{name} is not in memory any more, another model took its place. Press Answer, and it is opened again.")
+    return open_vlm(name)
+
+
+@one_thread.here
 def _prepare(ask: Ask, prune: float) -> tuple[Vlm, Encoded, Ranking, Method]:
     # Tokens are pruned once, when the picture comes in: by the first question of a conversation.
     question = questions.clean(ask.before[0] if ask.before else ask.question)
-    vlm = open_vlm(ask.model)
+    vlm = opened(ask.model)
     image = vlm.encode(open_image(ask.image))
     method = method_of(ask)
     budget = keep_count(len(image.features), prune) if method.budgeted else None
@@ -212,7 +226,6 @@ class Side:
         return self.ranking and (self.method, keep_count(len(self.ranking.order), self.prune), self.kv)
 
 
-@one_thread.here
 def compare(ask: Ask, percent: float, trimmed: bool = False) -> Iterator[str]:
     """Streams the answers panel: the full answer, then the pruned one, then, if ``trimmed``, that with fewer bits of the KV cache.
 
@@ -244,7 +257,7 @@ def show(ask: Ask | None, percent: float, session: str, with_overlay: bool = Tru
         questions.clean(ask.question)  # before it becomes a turn of the conversation
         if not is_open(ask.model):
             yield Shown(panel=answers.waiting(f"Opening {ask.model} ..."))
-            open_vlm(ask.model)  # in this thread: others are answered meanwhile
+            one_thread.apart(open_vlm, ask.model)
         if with_overlay or METHODS[ask.method].budgeted:
             value = look(ask, percent)
             if not TURNS.is_newest(session, turn):
@@ -268,13 +281,21 @@ def stream(vlm: Vlm, image: Encoded, question: str, side: Side, history: tuple[t
         yield known
         return
     rankings = None if side.ranking is None else [side.ranking]
-    answer, shown = None, 0.0
-    for answer in vlm.answer([image], question, rankings, side.prune, MAX_NEW_TOKENS, side.kv, history):
-        if answer.done or time.monotonic() - shown >= PACE:
-            yield answer
-            shown = time.monotonic()
+    answer = None
+    written = one_thread.steps(vlm.answer([image], question, rankings, side.prune, MAX_NEW_TOKENS, side.kv, history))
+    for answer in paced(written, lambda answer: answer.done):
+        yield answer
     if answer is not None and answer.done:
         ANSWERS.put(key, replace(answer, traces=[tuple(map(_totals, step)) for step in answer.traces]))
+
+
+def paced(items: Iterator[T], matters: Callable[[T], object]) -> Iterator[T]:
+    """The items that must be shown, and of the others one every PACE seconds."""
+    shown = 0.0
+    for item in items:
+        if matters(item) or time.monotonic() - shown >= PACE:
+            yield item
+            shown = time.monotonic()
 
 
 def _totals(trace: Trace) -> Trace:

@@ -14,13 +14,12 @@ from pruning.registry import METHODS, Method
 from pruning.tokens import IMAGE, Ranking, keep_count
 from pruning.tradeoff import Sweep, sweep
 from viz import answers, compare, features, reasons, studio, tradeoff
-from viz.studio import Ask
+from viz.studio import Ask, opened
 from viz.style import name_of
 from vlm import inside, one_thread, questions
 from vlm.errors import UserError
 from vlm.images import open_image
 from vlm.model import Answer, Encoded, Vlm, last
-from vlm.open import open_vlm
 
 SWEEPS = studio.Results(64)
 MOST_ANSWERS = 4
@@ -49,6 +48,7 @@ class Reading(NamedTuple):
     note: str = ""
 
 
+@one_thread.here
 def scene(ask: Ask | None, percent: float) -> Scene:
     """Ranks the picture again; that takes milliseconds, the vision tower's output is kept.
 
@@ -57,7 +57,7 @@ def scene(ask: Ask | None, percent: float) -> Scene:
     """
     if ask is None:
         raise UserError("Please choose or upload a picture first.")
-    question, vlm = questions.clean(ask.question), open_vlm(ask.model)
+    question, vlm = questions.clean(ask.question), opened(ask.model)
     image, method = vlm.encode(open_image(ask.image)), studio.method_of(ask)
     k = keep_count(len(image.features), studio.share_of(percent))
     return Scene(ask, vlm, image, question, method, vlm.rank(image, question, method, k), k)
@@ -91,6 +91,7 @@ def feature_space(ask: Ask | None, percent: float) -> Reading:
     return Reading(features.payload(of.image.picture, of.image.features, of.image.grid, of.ranking))
 
 
+@one_thread.here
 def rankings(of: Scene, keys: list[str]) -> tuple[dict[str, Ranking], str]:
     """The scene's picture ranked by every method; and what is to be said about those that cannot."""
     found, failed = {}, []
@@ -199,7 +200,6 @@ def forced_logits(
         return vlm.model(**arguments, use_cache=False, logits_to_keep=len(token_ids)).logits[0].float()
 
 
-@one_thread.here
 def divergences(ask: Ask | None, percent: float, keys: list[str]) -> Reading:
     """KL of every token of the full answer, under each chosen method; one forward pass a method."""
     of = scene(ask, percent)
@@ -207,16 +207,18 @@ def divergences(ask: Ask | None, percent: float, keys: list[str]) -> Reading:
     if not found:
         raise UserError(failed)
     answer = last(studio.stream(of.vlm, of.image, of.question, studio.Side()))
-    full = forced_logits(of.vlm, of.image, of.question, answer.token_ids)
-    apart = {
-        key: compare.divergence(full, forced_logits(of.vlm, of.image, of.question, answer.token_ids, ranking, of.k))
-        for key, ranking in found.items()
-    }
+    forced = of.vlm, of.image, of.question, answer.token_ids
+    full = one_thread.run(forced_logits, *forced)
+
+    def divergence(ranking: Ranking) -> compare.Divergence:
+        return compare.divergence(full, forced_logits(*forced, ranking, of.k))
+
+    # Method by method, so that others have their turn.
+    apart = {key: one_thread.run(divergence, ranking) for key, ranking in found.items()}
     title = compare.divergence_headline(apart, of.k, len(of.ranking.order))
     return Reading(None, compare.divergence_figure(apart, answer.pieces), title, failed)
 
 
-@one_thread.here
 def several(ask: Ask | None, percent: float, keys: list[str]) -> Iterator[str]:
     """The full answer beside those of the first ``MOST_ANSWERS`` methods, as HTML, while they are written."""
     of = scene(ask, percent)

@@ -14,9 +14,10 @@ def one_model(monkeypatch: pytest.MonkeyPatch):
     """A tiny model behind every name, and empty stores."""
     vlm = tiny_vlm(tiny_model(0))
     vlm.model.generation_config.eos_token_id = [10**6]
-    monkeypatch.setattr(kv_events, "open_vlm", lambda name: vlm)
+    monkeypatch.setattr(kv_events, "opened", lambda name: vlm)
     monkeypatch.setattr(kv_events, "is_open", lambda name: True)
     monkeypatch.setattr(studio, "MAX_NEW_TOKENS", 5)
+    monkeypatch.setattr(studio, "PACE", 0.0)
     for name in ("RUNS", "CAPTURES"):
         monkeypatch.setattr(kv_events, name, studio.Results(4))
     return vlm

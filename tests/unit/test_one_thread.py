@@ -36,8 +36,8 @@ def test_two_generators_take_turns_and_an_abandoned_one_is_closed_there():
     one, other = names(3, closed), names(3, closed)
     for _ in range(2):
         assert next(one) == next(other)
-    one.close()
-    assert closed == [name()]
+    one.close()  # does not wait; what is asked next comes after it
+    assert [name()] == closed
     assert list(other) == [name()] and len(closed) == 2
 
 
@@ -58,3 +58,24 @@ def test_what_goes_wrong_arrives_and_the_thread_goes_on():
     with pytest.raises(ValueError, match="step"):
         next(steps)
     assert name()
+
+
+def test_an_abandoned_generator_is_closed_without_waiting_for_a_busy_thread():
+    closed: list[str] = []
+    left, gate = names(3, closed), threading.Event()
+    next(left)
+    busy = threading.Thread(target=one_thread.run, args=(gate.wait,))
+    busy.start()
+    left.close()
+    assert not closed, "the thread is still busy, and nobody waits for it"
+    gate.set()
+    busy.join()
+    assert [name()] == closed
+
+
+def test_what_runs_apart_ends_with_its_thread_and_its_errors_arrive():
+    found = one_thread.apart(threading.current_thread)
+    found.join(5)
+    assert not found.is_alive() and found.name != name()
+    with pytest.raises(ZeroDivisionError):
+        one_thread.apart(lambda: 1 / 0)

@@ -14,6 +14,8 @@ from pruning.registry import METHODS
 from pruning.tokens import VisualTokens
 from tests.unit.tiny import random_scorer, tiny_model, tiny_vlm
 from viz import answers, overlay, studio
+from vlm import one_thread
+from vlm.errors import UserError
 from vlm.model import Answer, Timings
 
 
@@ -221,3 +223,19 @@ def test_results_forget_the_oldest():
     for key in "abc":
         results.put(key, key)
     assert results.get("a") is None and results.get("b") == "b"
+
+
+def test_a_model_that_another_one_replaced_is_not_opened_while_everybody_waits(monkeypatch):
+    monkeypatch.setattr(studio, "is_open", lambda name: False)
+    monkeypatch.setattr(studio, "open_vlm", lambda name: name)
+    assert studio.opened("large") == "large"
+    with pytest.raises(UserError, match="Press Answer"):
+        one_thread.run(studio.opened, "large")
+
+
+def test_updates_that_matter_are_all_shown_and_others_at_a_pace(monkeypatch):
+    now = iter(range(100))
+    monkeypatch.setattr(studio.time, "monotonic", lambda: next(now) / 10)
+    monkeypatch.setattr(studio, "PACE", 0.4)
+    shown = list(studio.paced(iter(range(20)), lambda item: item in (1, 19)))
+    assert shown[-1] == 19 and 1 in shown and 3 < len(shown) < 12, shown

@@ -31,7 +31,7 @@ def tokens() -> VisualTokens:
 def ask(monkeypatch: pytest.MonkeyPatch, tmp_path) -> studio.Ask:
     """A picture as the page shows it, on the tiny model, with empty caches."""
     vlm = tiny_vlm(tiny_model(0))
-    monkeypatch.setattr(workbench, "open_vlm", lambda name: vlm)
+    monkeypatch.setattr(workbench, "opened", lambda name: vlm)
     monkeypatch.setattr(workbench, "SWEEPS", studio.Results(8))
     monkeypatch.setattr(studio, "ANSWERS", studio.Results(32))
     path = tmp_path / "noise.png"
@@ -170,7 +170,7 @@ def test_teacher_forcing_gives_the_probabilities_of_decoding(vlm, method):
 
 def test_where_teacher_forcing_leaves_is_where_the_answers_part(ask):
     found = workbench.divergences(ask, 75, ["idpruner", "random"])
-    vlm = workbench.open_vlm("tiny")
+    vlm = workbench.opened("tiny")
     image = vlm.encode(workbench.open_image(ask.image))
     full = last(vlm.answer([image], ask.question, max_new_tokens=studio.MAX_NEW_TOKENS))
     crosses = dict(zip(found.figure.data[1].y, found.figure.data[1].x, strict=True))
