@@ -91,7 +91,8 @@ def build() -> Tab:
         parts["go"] = gr.Button("Answer with trimmed bits", variant="primary", elem_id="kv-go", scale=2, min_width=190)
         parts["stop"] = gr.Button("Cancel", elem_id="kv-stop", scale=1, min_width=90)
     parts["status"] = gr.HTML(elem_id="kv-status", apply_default_css=False)
-    with gr.Column(visible=False) as parts["results"]:
+    # Not visible=False: what is not in the page when a value comes for it can miss it.
+    with gr.Column(visible="hidden") as parts["results"]:
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
                 parts["overlay"] = kv_overlay.component()
