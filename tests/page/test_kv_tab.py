@@ -85,7 +85,7 @@ def test_cancel_stops_an_answer(open_page):
     expect(page.locator("#kv-status")).to_contain_text("Stopped", timeout=30_000)
     page.wait_for_timeout(4000)
     assert page.locator('#kv-status [data-run="done"]').count() == 0
-    assert page.locator("#kv-overlay .tb-canvas").count() == 0
+    expect(page.locator("#kv-overlay .tb-canvas")).to_be_hidden()
 
 
 @pytest.mark.parametrize(("width", "theme"), [(390, "dark"), (700, "light")])

@@ -151,8 +151,10 @@ def test_narrow_dark_tools_do_not_overflow(open_page):
     open_lab(page)
     page.wait_for_timeout(500)
     assert page.evaluate("document.documentElement.scrollWidth") <= 391
-    open_tab = page.locator("#lab .overflow-menu > button")
-    open_tab.click()
-    page.locator('#lab .overflow-dropdown button:has-text("Feature space")').click()
+    page.get_by_role("tab", name="Feature space").click()
     expect(page.locator("#feature-map [data-kept]")).to_be_attached(timeout=30_000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 391
+    page.locator("#lab .overflow-menu > button").click()
+    page.locator('#lab .overflow-dropdown button:has-text("Why this patch?")').click()
+    expect(page.locator("#reason-map canvas").first).to_be_visible(timeout=30_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= 391
