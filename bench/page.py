@@ -13,29 +13,65 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from bench.timing import summary
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 180  # seconds
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+START_LIMIT, LIMIT = 120, 180  # seconds
 QUESTIONS = ("What do you see?", "Describe the picture.", "List the objects in the picture.", "What does the picture show?")
 PERCENTS = (60, 70, 80, 90)
 DONE = '[data-answer="{}"][data-state="done"]'
 
 
-def open_page(page: Page, port: int) -> None:
-    """Waits until the app serves, and until both first answers are written."""
+@contextmanager
+def served() -> Iterator[str]:
+    """Starts app.py on a free port, waits until it answers, and yields its address; ends it afterwards."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_HUB_OFFLINE": "1",
+    }
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=sys.stderr)
     url = f"http://127.0.0.1:{port}/"
-    for _ in range(20 * LIMIT):
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            break
-        except OSError:
-            time.sleep(0.05)
+    try:
+        for _ in range(START_LIMIT * 10):
+            assert process.poll() is None, "app.py ended before it served a page"
+            try:
+                urllib.request.urlopen(url, timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            raise TimeoutError(f"app.py served no page within {START_LIMIT} s")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Debian's chromium, headless."""
+    assert CHROMIUM, "no chromium on this machine: run `make browser`"
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield started
+        started.close()
+
+
+def open_page(page: Page, url: str) -> None:
+    """Opens the page and waits until both first answers are written."""
     page.goto(url)
     for side in ("full", "pruned"):
         expect(page.locator(DONE.format(side))).to_be_visible(timeout=1000 * LIMIT)
@@ -77,28 +113,15 @@ def slide(page: Page, percent: int) -> float:
 
 def main() -> int:
     """Prints the medians and the JSON line."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        print("no chromium on this machine: run `make browser`")
-        return 1
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 1600})
         began = time.perf_counter()
-        app = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-        try:
-            open_page(page, port)
+        with served() as url:
+            open_page(page, url)
             found = {"start": [time.perf_counter() - began]}
             found["question"] = [ask(page, question) for question in QUESTIONS]
             found["slider"] = [slide(page, percent) for percent in PERCENTS]
             steps = [text for text in page.locator(".tl-times td").all_inner_texts() if "steps" in text]
-        finally:
-            app.terminate()
-            app.wait(20)
     record = {}
     for name, times in found.items():
         timing = summary(times)

@@ -17,14 +17,16 @@ _tasks: SimpleQueue = SimpleQueue()
 _END = object()
 
 
+def _fulfil(future: Future, function: Callable, arguments: tuple, named: dict) -> None:
+    try:
+        future.set_result(function(*arguments, **named))
+    except BaseException as error:  # whatever it is, it belongs to who asked
+        future.set_exception(error)
+
+
 def _work() -> None:
     while True:
-        future, function, arguments, named = _tasks.get()
-        try:
-            future.set_result(function(*arguments, **named))
-        except BaseException as error:  # whatever it is, it belongs to who asked
-            future.set_exception(error)
-        del future, function, arguments, named  # until the next task comes, nothing of this one is kept
+        _fulfil(*_tasks.get())
 
 
 # A daemon: whoever stops the page need not wait for an answer.
@@ -75,12 +77,5 @@ def here(function: Callable) -> Callable:
 def apart(function: Callable, *arguments):
     """``function`` of its arguments, in a new thread that ends with it, and OpenMP's threads with that; waits for it."""
     future: Future = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=_fulfil, args=(future, function, arguments, {}), daemon=True).start()
     return future.result()

@@ -1,61 +1,23 @@
 """The page as a visitor meets it: the real app with the real model in another process, and a real browser."""
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
-
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-START_LIMIT = 120
+from bench.page import chromium, served
 
 
 @pytest.fixture(scope="session")
 def address():
-    """Starts app.py on a free port and waits until it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "GRADIO_SERVER_PORT": str(port),
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "HF_HUB_OFFLINE": "1",
-    }
-    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment)
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        for _ in range(START_LIMIT * 2):
-            assert process.poll() is None, "app.py ended before it served a page"
-            try:
-                urllib.request.urlopen(url, timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        else:
-            raise TimeoutError(f"app.py served no page within {START_LIMIT} s")
+    """The app on a free port, once it answers."""
+    with served() as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 @pytest.fixture(scope="session")
 def browser():
     """Debian's chromium, headless."""
-    assert CHROMIUM, "no chromium on this machine: run `make browser`"
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
