@@ -4,6 +4,7 @@ import ctypes
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from bench.suite.evaluate import Setting
-from pruning.tokens import keep_count
+from pruning.tokens import IMAGE, keep_count
 from vlm.model import Answer, Vlm
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -27,14 +28,24 @@ class Cost:
     peak: int | None
 
 
-def first_token(vlm: Vlm, picture: Image.Image, question: str, setting: Setting) -> Answer:
-    """One cold question up to its first token."""
+def cold(vlm: Vlm, picture: Image.Image, question: str, setting: Setting) -> Callable[[], Answer]:
+    """What runs one question up to its first token, the picture not encoded yet."""
+    method = setting.configured() if setting.prune else None
+    small = None
+    if method and method.after == IMAGE:
+        # The tower sees the small picture alone; how small, only the large one's tokens tell.
+        whole = vlm.encode(picture)
+        small = partial(vlm.smaller, whole, keep_count(len(whole.features), setting.prune))
     vlm.forget()
-    image = vlm.encode(picture)
-    if not setting.prune:
-        return next(vlm.answer([image], question))
-    ranking = vlm.rank(image, question, setting.configured(), keep_count(len(image.features), setting.prune))
-    return next(vlm.answer([image], question, [ranking], setting.prune))
+
+    def run() -> Answer:
+        image = small() if small else vlm.encode(picture)
+        if small or not method:
+            return next(vlm.answer([image], question))
+        ranking = vlm.rank(image, question, method, keep_count(len(image.features), setting.prune))
+        return next(vlm.answer([image], question, [ranking], setting.prune))
+
+    return run
 
 
 def costs(vlm: Vlm, asked: list[tuple[Image.Image, str]], settings: Iterable[Setting], warmup: int = 1) -> dict[Setting, Cost]:
@@ -42,7 +53,7 @@ def costs(vlm: Vlm, asked: list[tuple[Image.Image, str]], settings: Iterable[Set
     runs: dict[Setting, list[tuple[Answer, int | None]]] = {setting: [] for setting in settings}
     for turn, (picture, question) in enumerate(asked[:1] * warmup + asked):
         for setting, done in runs.items():
-            run = peak(lambda p=picture, q=question, s=setting: first_token(vlm, p, q, s))
+            run = peak(cold(vlm, picture, question, setting))
             if turn >= warmup:
                 done.append(run)
     return {setting: _cost(done) for setting, done in runs.items()}

@@ -2,7 +2,8 @@
 
 As in the paper: for every task pruned / unpruned, then the unweighted mean over tasks. Beside the method stand its baselines, or
 what ``--methods`` names ("all": every one there is). Intervals are bootstraps over questions, the same questions for every method.
-``--cost`` adds the time up to the first token and the memory at its peak. Restartable: answers are kept in runs/suite.
+``--cost`` adds the time up to the first token and the memory at its peak. Restartable: answers are kept in runs/suite;
+``--committed`` reads those that earlier runs of the same weights left in assets/results, too.
 Ends with one JSON line, which ``--out`` writes to a file, too.
 """
 
@@ -18,6 +19,7 @@ from bench.cost import costs
 from bench.suite.evaluate import Setting
 from bench.suite.stored import answered, commit, type_of
 from bench.suite.tasks import DEVELOPMENT_SEED, NINE, SEED, TASKS, items
+from bench.timing import positive
 from pruning.registry import METHODS
 from vlm.embedded import NAME
 from vlm.model import Vlm
@@ -75,20 +77,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--method", default="idpruner")
     parser.add_argument("--prune", type=float, nargs="+", default=[0.75, 0.9])
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="what stands beside it, or all")
-    parser.add_argument("--limit", type=int, default=500, help="questions a task")
+    parser.add_argument("--limit", type=positive, default=500, help="questions a task")
     parser.add_argument("--cost", action="store_true", help="time and memory, too; on an idle machine")
     parser.add_argument("--out", type=Path, help="where the JSON line is also written")
+    parser.add_argument("--check", type=Path, help="a record of --out: fail where the two intervals of a method do not meet")
     parser.add_argument("--unpruned-only", action="store_true", help="accuracy with the picture and with a blank one, no pruning")
+    parser.add_argument("--committed", action="store_true", help="take answers from assets/results/scores.jsonl where it has them")
     parser.add_argument("--development", action="store_true", help="the development split: what is tuned is tuned on it")
     arguments = parser.parse_args(argv)
+    known = [*METHODS, "mmr training-free", "all"]
+    if unknown := [name for name in [arguments.method, *(arguments.methods or ())] if name not in known]:
+        parser.error(f"unknown methods {', '.join(unknown)}; known: {', '.join(known)}")
+    if not all(0 < share < 1 for share in arguments.prune):
+        parser.error(f"pruned shares lie between 0 and 1, got {arguments.prune}")
     vlm, seed = open_vlm(NAME), DEVELOPMENT_SEED if arguments.development else SEED
     tasks = list(TASKS) if arguments.unpruned_only else list(NINE)
-    names = [] if arguments.unpruned_only else columns(vlm, arguments.method, arguments.methods)
+    names = [] if arguments.unpruned_only else columns(arguments.method, arguments.methods)
     full, blank, pruned = {}, {}, {(name, share): {} for name in names for share in arguments.prune}
     for task in tasks:
         wanted = {key: settings_of(*key, "trained" if vlm.scorer else None) for key in pruned}
         extra = [Setting("none"), *([Setting("blank")] if arguments.unpruned_only else [])]
-        scores = answered(vlm, task, items(task, arguments.limit, seed), [*extra, *(s for group in wanted.values() for s in group)])
+        settings = [*extra, *(setting for group in wanted.values() for setting in group)]
+        scores = answered(vlm, task, items(task, arguments.limit, seed), settings, arguments.committed)
         full[task] = scores[extra[0]]
         blank[task] = scores[extra[-1]]
         for key, group in wanted.items():
@@ -131,13 +141,27 @@ def main(argv: list[str] | None = None) -> int:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record))
-    return 0
+    apart = disagreements(record, json.loads(arguments.check.read_text())) if arguments.check else []
+    for line in apart:
+        print(line, file=sys.stderr)
+    return 1 if apart else 0
 
 
-def columns(vlm: Vlm, method: str, beside: list[str] | None) -> list[str]:
-    """The method and what stands beside it, each once; "all" leaves out what needs a trained scorer where there is none."""
-    if beside == ["all"]:
-        able = [key for key, of in METHODS.items() if key != "none" and (vlm.scorer or "weights" not in of.needs)]
+def disagreements(record: dict, other: dict) -> list[str]:
+    """Where both measured a method at a pruned share and their intervals do not meet, in words."""
+    found = []
+    for name, by_share in record["interval"].items():
+        for share, mine in by_share.items():
+            theirs = other["interval"].get(name, {}).get(share)
+            if theirs and not (mine[0] <= theirs[1] and theirs[0] <= mine[1]):
+                found.append(f"{name} at {float(share):.0%} pruned keeps {mine} here and {theirs} there.")
+    return found
+
+
+def columns(method: str, beside: list[str] | None) -> list[str]:
+    """The method and what stands beside it, each once; of "all", VisionSelector is left out: it is top-k of the trained scorer."""
+    if "all" in (beside or ()):
+        able = [key for key in METHODS if key not in ("none", "visionselector")]
         beside = [*able, "mmr training-free"]
     return list(dict.fromkeys([method, *(beside or BASELINES)]))
 

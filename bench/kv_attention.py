@@ -5,7 +5,8 @@ of that). control: the same kernels, every bit of the same planes. paper: Aligne
 transformers calls it (``enable_gqa``) and folded, the query heads of a group as the query length, the fastest form of it on a CPU.
 ort_int8: onnxruntime's GroupQueryAttention, one scale per channel. Batch 1; each call is the whole door, traces included.
 
-Several layers' caches take turns until together they exceed the last-level cache, as they do in a model. Kernels take turns as
+Several layers' caches take turns, four at most, as they do in a model: from 8k tokens on they exceed most last-level caches
+together, below that they may not. Kernels take turns as
 well, warm-up dropped. error: the largest ||o' - o|| / ||o|| over the query heads and layers, o in float64 from the numbers that
 all caches were given. bytes: of keys, values and constants that one step touches. share: bytes over time, against the fastest
 reading of 256 MB by torch.sum on the same threads.
@@ -29,7 +30,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from bench import kv_data, kv_ort
-from bench.timing import Timing, measure
+from bench.timing import Timing, measure, positive
 from kvquant.kernels import decode_attention, warm_up
 from kvquant.modes import Certified, Exact, Mode, Paper
 from kvquant.store import Store
@@ -44,7 +45,7 @@ GEOMETRIES = {
 }
 CONTEXTS = tuple(1024 << k for k in range(8))
 KERNELS = "certified paper control sdpa_bf16 sdpa_bf16_folded sdpa_fp16 sdpa_fp16_folded ort_int8".split()
-# Together the layers' 16-bit numbers exceed a last-level cache of 32 MiB, even without the other kernels' caches in between.
+# Where MOST_LAYERS allow it, the layers' 16-bit numbers exceed a last-level cache of 32 MiB without the other kernels' caches.
 COLD, MOST_LAYERS = 64 << 20, 4
 # Larger than the caches of most processors, smaller than what a visitor's machine would miss.
 STREAM_BYTES = 1 << 28
@@ -189,18 +190,31 @@ def show(found: dict[str, tuple[Timing, float, int]], rate: float) -> None:
         )
 
 
+def keep(path: Path, about: dict, record: dict) -> None:
+    """Writes the record over what the file holds of the same machine, error and data; what is of others goes."""
+    try:
+        old = json.loads(path.read_text())
+        known = old["measured"] if about.items() <= old.items() else {}
+    except (OSError, ValueError, KeyError, AttributeError):
+        known = {}
+    merged = {geometry: known.get(geometry, {}) | record.get(geometry, {}) for geometry in known | record}
+    path.write_text(json.dumps(about | {"measured": merged}) + "\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measures, prints tables and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--geometry", choices=GEOMETRIES, help="all when left out")
-    parser.add_argument("--context", type=int, help="tokens; 1k to 128k when left out")
+    parser.add_argument("--context", type=positive, help="tokens; 1k to 128k when left out")
     parser.add_argument("--kernels", default=",".join(KERNELS), help="some of them, separated by commas")
     parser.add_argument("--error", type=float, default=0.1, help="what the certified kernel must prove")
     parser.add_argument("--data", choices=kv_data.KINDS, default="like")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=positive, default=15)
     parser.add_argument("--out", type=Path, help="a file for the numbers and where they were measured (the page's map of regimes)")
     arguments = parser.parse_args(argv)
     names = arguments.kernels.split(",")
+    if not arguments.error > 0:
+        parser.error(f"the certified error must be positive, got {arguments.error}")
     if unknown := set(names) - set(KERNELS):
         parser.error(f"unknown kernels {', '.join(sorted(unknown))}; known: {', '.join(KERNELS)}")
     reason = warm_up()
@@ -219,8 +233,7 @@ def main(argv: list[str] | None = None) -> int:
                 for name, (t, error, read) in found.items()
             }
             if arguments.out:
-                about = {"where": where(), "error": arguments.error, "data": arguments.data}
-                arguments.out.write_text(json.dumps(about | {"measured": record}) + "\n")
+                keep(arguments.out, {"where": where(), "error": arguments.error, "data": arguments.data}, record)
     print(json.dumps(record))
     return 0
 

@@ -1,4 +1,4 @@
-"""Tokens per second of whole decode steps of the embedded model: ``python -m bench.kv_generate [--contexts 2048,4096,8192]``.
+"""Tokens per second of whole decode steps of the embedded model: ``python -m bench.kv_generate [--contexts 2048 4096 8192]``.
 
 default: transformers' DynamicCache. fp8, quanto_4, hqq_4: transformers' quantised caches, the last two only where their
 packages are installed. exact, paper, certified: TrimLens's cache under ``kvquant.attention.reading``, error 0.02 certified.
@@ -22,7 +22,7 @@ from transformers import Cache, DynamicCache, QuantizedCache
 
 from bench.kv_quality import open_model
 from bench.texts import windows
-from bench.timing import Timing, measure
+from bench.timing import Timing, measure, positive
 from kvquant.attention import reading
 from kvquant.cache import KVCache, Setting
 from kvquant.kernels import warm_up
@@ -83,15 +83,15 @@ def decode_times(vlm: Vlm, context: int, repeats: int, warmup: int) -> dict[str,
 def main(argv: list[str] | None = None) -> int:
     """Measures, prints a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--contexts", default="2048,4096,8192", help="tokens in the cache, separated by commas")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--contexts", type=positive, nargs="+", default=[2048, 4096, 8192], help="tokens in the cache")
+    parser.add_argument("--repeats", type=positive, default=15)
     parser.add_argument("--warmup", type=int, default=3)
     arguments = parser.parse_args(argv)
     vlm = open_model()
     print(warm_up())
     print(f"{vlm.name}, {vlm.placement.reason}; medians (quartiles) of {arguments.repeats} interleaved decode steps")
     record: dict[str, dict[str, float]] = {}
-    for context in map(int, arguments.contexts.split(",")):
+    for context in arguments.contexts:
         times = decode_times(vlm, context, arguments.repeats, arguments.warmup)
         record[str(context)] = {name: round(1 / t.median, 2) for name, t in times.items()}
         print(f"{context} tokens of context")

@@ -73,7 +73,9 @@ class RoundedLayer(DynamicLayer):
                 rows = self.room[name][:, :, self.rounded : stop]
                 rows.copy_(rounding(rows.half()))
             self.rounded = stop
-        return (key_states, value_states) if was_empty else (self.room["k"], self.room["v"])
+        if was_empty:
+            return key_states, value_states
+        return self.room["k"].to(key_states.dtype), self.room["v"].to(value_states.dtype)
 
     def get_seq_length(self) -> int:
         """Tokens stored."""

@@ -8,8 +8,9 @@ for each other on a shared machine, which slowed the reference tenfold in a tria
 function starts from the features, so unit vectors and similarities are inside every number. Three opponents: the reference
 (the numpy loop of the definition, whose float64 sums make it exact), the same loop in float32, and the gemm loop (the N x N
 matrix in one float32 product, then K steps), the form AngelSlim ships. K = N / 4, lambda 0.5, clustered features with
-duplicates, made by program: not the tokens of a real model. Farthest point, DPP, SCOPE and ID-Selection follow, each against
-the numpy loop of its definition at the width at which the size occurs, and as a batch of eight images, one after the other.
+duplicates, made by program: not the tokens of a real model. Every greedy method follows, against the numpy loop of its
+definition at the width at which the size occurs, and as a batch of eight images, one after the other. DivPrune's first pick, a
+product of all pairs in float64, is the same in both of its forms.
 Ends with one JSON line; exit code 1 when an order differs.
 """
 
@@ -19,6 +20,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -38,6 +40,8 @@ from pruning.kernels import (
     warm_up,
 )
 from pruning.scorers import NegCosMean
+from pruning.selectors.divprune import most_isolated
+from pruning.selectors.topk_farthest import pool_of
 from pruning.tokens import VisualTokens
 
 # tokens: the feature width at which so many occur
@@ -45,8 +49,26 @@ SIZES = {256: 576, 1024: 3584, 2691: 3584}
 DIMS = (576, 3584)
 LAMBDAS = (0.0, 0.3, 0.5, 0.7, 1.0)
 BATCH = 8
+
+
+def divprune(order: Callable, u: np.ndarray, k: int) -> np.ndarray:
+    """DivPrune by one of the two forms of MMR."""
+    first = np.zeros(len(u), np.float32)
+    first[most_isolated(u)] = 1.0
+    return order(u, first, 0.0, k)
+
+
+def topk_farthest(order: Callable, u: np.ndarray, v: np.ndarray, k: int) -> np.ndarray:
+    """The naive hybrid at lambda 0.5 by one of the two forms of MMR."""
+    pool = pool_of(v, 0.5, k)
+    return pool[order(np.ascontiguousarray(u[pool]), v[pool], 0.0, k)]
+
+
 # The fast form and the definition, both (units, importance, k) -> order.
 GREEDY = {
+    "mmr": (lambda u, v, k: mmr_order(u, v, 0.5, k), lambda u, v, k: mmr_reference(u, v, 0.5, k)),
+    "divprune": (lambda u, v, k: divprune(mmr_order, u, k), lambda u, v, k: divprune(mmr_reference, u, k)),
+    "topk-farthest": (lambda u, v, k: topk_farthest(mmr_order, u, v, k), lambda u, v, k: topk_farthest(mmr_reference, u, v, k)),
     "farthest": (lambda u, v, k: mmr_order(u, v, 0.0, k), lambda u, v, k: mmr_reference(u, v, 0.0, k)),
     "dpp": (dpp_order, lambda u, v, k: dpp_reference(u, v.astype(np.float64), k)),
     "scope": (lambda u, v, k: scope_order(u, v, 1.0, k), lambda u, v, k: scope_reference(u, v.astype(np.float64), k)),

@@ -1,11 +1,19 @@
-"""Fair timing of several functions: interleaved, warm-up dropped, median and quartiles."""
+"""Fair timing of several functions, interleaved, warm-up dropped, median and quartiles; and how often, from the command line."""
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import quantiles
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, for a parser of the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on, not {text}")
+    return int(text)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from kvquant.planes import to_half
 from kvquant.store import Store
 from kvquant.stored import Contents, StoredTensor
 
+ALL_BITS = "PyTorch's scaled dot product attention: every bit is read."
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -90,7 +92,9 @@ class KVCache(Cache):
     def reader(self) -> str:
         """The kernel that reads the cache now, and why, in one sentence."""
         store = self.layers[-1].store
-        return reason(store.tail["k"], store) if store.length else ""
+        if not store.length:
+            return ""
+        return ALL_BITS if isinstance(self.setting.mode, Exact) else reason(store.tail["k"], store)
 
 
 def _storing(method: Callable) -> Callable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -114,6 +114,11 @@ class Trace:
         norm = out.norm(dim=-1).flatten(1)
         bounds = (torch.zeros_like(norm) if b is None else b.flatten(1) for b in (bound, bound_max))
         return cls(with_tail(key_bits), with_tail(value_bits), channels, meter.bytes, store.bytes_whole, norm, *bounds, rounds)
+
+    def totals(self) -> Trace:
+        """The same without the bits of every token and channel, of which the means stay: all of them are megabytes an answer."""
+        few = {name: getattr(self, name).mean(-1, keepdim=True) for name in ("key_bits", "value_bits", "channel_bits")}
+        return replace(self, **few)
 
     @property
     def mean_bits(self) -> float:

@@ -32,7 +32,7 @@ def to_half(x: torch.Tensor) -> torch.Tensor:
     Raises ValueError where x holds nan, infinity or more than a half can hold.
     """
     if x.numel() and not bool(x.abs().amax() <= HALF_MAX):  # a nan fails this, too
-        raise ValueError("Keys or values exceed what float16 holds (65504) or are not finite; store them in fixed point or whole.")
+        raise ValueError("Keys or values exceed what float16 holds (65504) or are not finite; the exact mode keeps them whole.")
     return x.to(torch.float16)
 
 

@@ -253,6 +253,7 @@ _ALL = (
     Method("mean-query", "Top-k: mean-query attention", MeanQueryAttention.paper, MeanQueryAttention(), TopK(), own_scorer=True),
     Method("topk", "Top-k: importance only", "baseline", NegCosMean(), TopK()),
     Method("farthest", "Farthest point: diversity only", "Gonzalez 1985", NegCosMean(), FarthestPoint()),
+    Method("dpp", "DPP: importance x diversity", f"beside MMR in {_IDPRUNER}, table 7", NegCosMean(), CDPruner()),
     Method("topk-farthest", "Top-k, then farthest point", f"the naive hybrid of {_IDPRUNER}", NegCosMean(), TopKFarthest()),
     Method("random", "Random", "baseline", None, Random(), note="Report it with several seeds."),
     Method("uniform", "Uniform grid", "baseline", None, UniformGrid(), note="Ignores the image's content."),

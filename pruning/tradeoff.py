@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from pruning.kernels import dpp_order, mmr_order, unit_rows
+from pruning.selectors.cdpruner import CDPruner
 from pruning.selectors.topk_farthest import pool_of
 
 STEPS = 21
@@ -197,7 +198,7 @@ def sweep(features: torch.Tensor, importance: np.ndarray, k: int, steps: int = S
     sets: list[tuple[str, float | None, np.ndarray]] = [
         ("topk", None, mmr_order(units, importance, 1.0, k)),
         ("farthest", None, mmr_order(units, importance, 0.0, k)),
-        ("dpp", None, dpp_order(units, importance, k)),
+        ("dpp", None, dpp_order(units, importance + np.float32(CDPruner.floor), k)),
         ("random", None, np.random.default_rng(0).permutation(n)[:k]),
     ]
     for lam in lambdas(steps).tolist():

@@ -57,7 +57,7 @@ def note(record: dict) -> str:
         found.append(f"{float(share):.0%} pruned: {', '.join(known) or 'none can be said'}")
     return (
         f"{record['n']:,} held-out questions, seed {record['seed']}, importance: {SCORERS[record['scorer']].label}; commit "
-        f"{(record['commit'] or 'unknown')[:7]}; bars are 95% bootstrap intervals. The paper draws importance "
+        f"{style.commit_of(record)}; bars are 95% bootstrap intervals. The paper draws importance "
         f"against diversity and leaves accuracy out. Rank correlation of accuracy, over the lambdas, with {'; '.join(found)}."
     )
 

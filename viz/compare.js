@@ -8,7 +8,7 @@ const draw = once(() => {
   if (!value || !picture?.complete) return;
   const drawn = surface($('.tl-map'), value.rows / value.cols);
   if (!drawn) return;
-  const [ctx, width, height] = drawn, k = cut?.n === value.n ? cut.kept : value.n, counts = [0, 0, 0, 0];
+  const [ctx, width, height] = drawn, k = value.budget ?? (cut?.n === value.n ? cut.kept : value.n), counts = [0, 0, 0, 0];
   ctx.drawImage(picture, 0, 0, width, height);
   for (let i = 0; i < value.n; i++) {
     const which = (value.a[i] < k ? 1 : 0) + (value.b[i] < k ? 2 : 0);

@@ -16,8 +16,9 @@ HERE = Path(__file__).resolve().parent
 NEITHER, ONLY_A, ONLY_B, BOTH = range(4)
 LEAST_KL = 1e-3
 NOTE = (
-    "Which patches do two methods agree on? Drag the slider above, and the map follows. The matrix gives, for every pair of "
-    "methods, the Jaccard overlap of what they keep: patches kept by both over patches kept by either."
+    "Which patches do two methods agree on? Drag the slider above, and the map follows (where a method is made for one number of "
+    "patches, once you let go). The matrix gives, for every pair of methods, the Jaccard overlap of what they keep: patches kept "
+    "by both over patches kept by either."
 )
 
 
@@ -34,7 +35,7 @@ def component() -> gr.HTML:
 
 
 def payload(picture: Image.Image, grid: tuple[int, int], a: Ranking, b: Ranking, names: tuple[str, str]) -> dict:
-    """Both orders; the browser cuts them."""
+    """Both orders; the browser cuts them at the slider, or, where one serves a single budget, at that."""
     return {
         "image": overlay.data_url(picture),
         "rows": grid[0],
@@ -43,6 +44,7 @@ def payload(picture: Image.Image, grid: tuple[int, int], a: Ranking, b: Ranking,
         "a": a.rank.tolist(),
         "b": b.rank.tolist(),
         "names": list(names),
+        "budget": a.budget or b.budget,
     }
 
 

@@ -19,7 +19,7 @@ const draw = once(() => {
   if (!value || !picture?.complete) return;
   const drawn = surface($('.tl-map'), $('.tl-map').clientWidth < 500 ? 0.9 : 0.62);
   if (!drawn) return;
-  const [ctx, width, height] = drawn, k = cut?.n === value.n ? cut.kept : value.n;
+  const [ctx, width, height] = drawn, k = value.budget ?? (cut?.n === value.n ? cut.kept : value.n);
   if (!frame || frame.width !== width || frame.of !== value) frame = { width, of: value, at: places(width, height) };
   const size = Math.max(7, Math.min(22, width / 2.2 / Math.sqrt(value.n)));
   const byRank = [...value.rank.keys()].sort((a, b) => value.rank[b] - value.rank[a]);

@@ -61,7 +61,8 @@ def payload(picture: Image.Image, features: torch.Tensor, grid: tuple[int, int],
         "x": np.round(scaled[:, 0], 4).tolist(),
         "y": np.round(scaled[:, 1], 4).tolist(),
         "rank": ranking.rank.tolist(),
+        "budget": ranking.budget,
         "explained": [round(float(share), 4) for share in shares],
     }
-    value["id"] = hashlib.sha256(repr((value["image"], value["rank"])).encode()).hexdigest()[:16]
+    value["id"] = hashlib.sha256(repr(value).encode()).hexdigest()[:16]
     return value

@@ -28,6 +28,7 @@ SCORES, OUTPUT = "q.k: channels of K", "p.V: tokens of V"
 KEPT_RUNS, KEPT_CAPTURES = 8, 4
 
 RUNS, CAPTURES, TURNS = studio.Results(KEPT_RUNS), studio.Results(KEPT_CAPTURES), studio.Turns()
+EXPLAINED = studio.Results(KEPT_RUNS)  # the runs whose exponents were asked for
 # The components that events change.
 CHANGES = frozenset(
     "status run results overlay heat tokens layer head step explained exponents measured bounds quality timed speed".split()
@@ -41,6 +42,9 @@ Updates = Iterator[dict]
 def progress(share: float, text: str) -> str:
     """A bar and what is going on, as HTML."""
     return f'<div class="tb-progress"><progress max="1" value="{share:.3f}"></progress> {escape(text)}</div>'
+
+
+WAITING = progress(0, "waiting for the cores ...")
 
 
 def telling(name: str, stops: tuple[str, ...] = ()) -> Callable:
@@ -176,6 +180,7 @@ def _captured(key: tuple, run: Run) -> Captured:
 def explain(key: tuple | None, which: str, layer: float, head: float, step: float) -> Updates:
     """The exponent picture of one sum; layer, head and step count from 1."""
     run = _run(key)
+    EXPLAINED.put(key, True)
     if CAPTURES.get(key) is None:
         yield {"explained": progress(0.5, "looking at the queries, keys and values of this answer ...")}
     captured = _captured(key, run)
@@ -199,7 +204,7 @@ def explain(key: tuple | None, which: str, layer: float, head: float, step: floa
 
 def explain_again(session: str, key: tuple | None, *where) -> Updates:
     """:func:`explain` for a control that was moved: nothing, until the picture has been asked for once."""
-    if key and CAPTURES.get(key) is not None:
+    if key and EXPLAINED.get(key):
         yield from explain(session, key, *where)
 
 

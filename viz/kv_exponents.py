@@ -97,7 +97,7 @@ PARTS = {
     "useful": ("read and useful", {"color": BLUE}),
     "spare": ("read, although it cannot matter", {"color": ORANGE}),
     "unread": (
-        "left unread",
+        "left unread by the paper's rule",
         {"color": "rgba(138,143,152,.28)", "pattern": {"shape": "/", "fgcolor": GREY, "size": 4, "solidity": 0.25}},
     ),
 }

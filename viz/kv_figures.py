@@ -154,7 +154,7 @@ def summary(run: Run) -> str:
         f'<p class="tb-text">{escape(setting[:1].upper() + setting[1:])}: at the last step, {whole} of {total} tokens were '
         f"not in planes yet (they move there in blocks of {BLOCK}) and count with all 16 bits. <b>Planes save reading, not "
         "memory</b>: every bit stays stored. Bytes include scales and per-head constants, which weigh most in a context as short "
-        f"as this one. Ran on: {escape(run.where)}.</p>"
+        f"as this one. Read by the {escape(run.answer.reader)} Ran on: {escape(run.where)}.</p>"
     )
 
 

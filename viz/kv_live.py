@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
 
-from bench.kv_rounding import Fp8, Int8, RoundedLayer, Truncated
+from bench.kv_rounding import Fp8, Int8, Truncated, rounded_cache
 from kvquant.alignment import fold
 from kvquant.attention import reading
 from kvquant.cache import KVCache, Setting
@@ -97,14 +97,6 @@ class Point:
     error: float
 
 
-class _Rounded(RoundedLayer):
-    """In the type of the model, which may be narrower than float32."""
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        k, v = super().update(key_states, value_states, *args, **kwargs)
-        return k.to(key_states.dtype), v.to(value_states.dtype)
-
-
 def readers(window: int) -> list[Reader]:
     """All that is compared; every cache keeps the same ``window`` of newest tokens whole."""
 
@@ -112,9 +104,7 @@ def readers(window: int) -> list[Reader]:
         return lambda config: KVCache(config, Setting(mode, halves, window, traced=1))
 
     def uniform(make: Callable) -> Callable:
-        return lambda config: Cache(
-            layers=[_Rounded(make, window) for _ in range(config.get_text_config(decoder=True).num_hidden_layers)]
-        )
+        return lambda config: rounded_cache(config, make, window)
 
     found = [Reader("exact", "all 16 bits", ours(Exact(), halves=True))]
     found += [Reader("rounding", "every plane read, attention in float32", ours(Certified(NO_ERROR)))]

@@ -56,5 +56,5 @@ def payload(run: Run) -> dict:
         "channels": isinstance(run.setting.mode, Paper),
         "bits": packed,
     }
-    value["id"] = hashlib.sha256(repr((value["image"], packed, written)).encode()).hexdigest()[:16]
+    value["id"] = hashlib.sha256(repr(value).encode()).hexdigest()[:16]
     return value

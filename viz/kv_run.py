@@ -134,8 +134,8 @@ def finished(
     visual, words = words_of(vlm, prompt, answer)
     patch = np.full(len(visual), -1)
     patch[visual] = np.arange(len(image.features)) if keep is None else keep
-    bits = bits_of(answer.traces)
+    bits, kept = bits_of(answer.traces), answer.light()
     planed = planed_tokens(setting, answer.prompt_tokens, len(answer.timings.decode))[-len(bits) :]
     return Run(
-        vlm.name, vlm.placement.reason, question, setting, answer, prompt, image.picture, image.grid, patch, words, bits, planed
+        vlm.name, vlm.placement.reason, question, setting, kept, prompt, image.picture, image.grid, patch, words, bits, planed
     )

@@ -81,9 +81,8 @@ def on_gpu() -> bool:
 
 def kernel_reason() -> str:
     """Which kernel reads the planes, and why, in one sentence."""
-    if on_gpu():
-        return f"Planes are read by the plain torch reference: the compiled kernel is for CPUs. {triton_decode.available()[1]}"
-    return f"Planes are read by the {kernels.kernel_reason()}"
+    usable, why = triton_decode.available() if on_gpu() else (True, kernels.kernel_reason())
+    return f"Planes are read by the {why if usable else f'plain torch reference: {why}'}"
 
 
 def synthetic(

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from pruning.registry import Method
+from pruning.selectors import MMR, FarthestPoint, TopK
 from pruning.tokens import Ranking
 from viz import overlay
 
@@ -40,10 +41,10 @@ class Reason:
 
 
 def lambda_of(method: Method) -> float | None:
-    """The lambda under which a method is MMR: its own, 1 for top-k, 0 for farthest point; None for all others."""
-    if method.key == "idpruner":
+    """The lambda under which a method is MMR: its own, 1 for any top-k, 0 for farthest point; None for all others."""
+    if type(method.selector) is MMR:
         return method.selector.lam
-    return {"topk": 1.0, "farthest": 0.0}.get(method.key)
+    return {TopK: 1.0, FarthestPoint: 0.0}.get(type(method.selector))
 
 
 def explain(cosine: np.ndarray, ranking: Ranking, lam: float, k: int, token: int) -> Reason:

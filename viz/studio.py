@@ -10,7 +10,7 @@ from html import escape
 from typing import TypeVar
 
 from kvquant.cache import Setting as KVSetting
-from kvquant.modes import Certified, Trace
+from kvquant.modes import Certified
 from pruning.registry import METHODS, SCORERS, Method
 from pruning.tokens import IMAGE, Ranking, keep_count
 from viz import answers, overlay
@@ -93,7 +93,20 @@ def turns_before(asked: Ask | None, follow: bool, model: str, image: str | None,
     """The earlier questions, where ``question`` follows up on what was asked about the same picture last."""
     if not follow or asked is None or (asked.model, asked.image) != (model, image):
         return ()
-    return asked.before if asked.question == question else (*asked.before, asked.question)[-MOST_TURNS:]
+    if asked.question == question:
+        return asked.before
+    # The first question stays: by it the picture was pruned.
+    first, *later = *asked.before, asked.question
+    return (first, *later[max(0, len(later) - MOST_TURNS + 1) :])
+
+
+def pruned_by(ask: Ask) -> str:
+    """The question by which the picture is pruned: once, when it comes in, so that of a conversation it is the first.
+
+    Raises:
+        UserError: it is empty or too long.
+    """
+    return questions.clean(ask.before[0] if ask.before else ask.question)
 
 
 def asked_now(asked: Ask | None, model: str, image: str | None) -> Ask | None:
@@ -107,7 +120,8 @@ def asked_now(asked: Ask | None, model: str, image: str | None) -> Ask | None:
 def about(key: str) -> str:
     """Where a method comes from, where it prunes, and what else there is to say."""
     method = METHODS[key]
-    return f"{method.paper}. It prunes {where(method)}. {method.note}".strip()
+    maps = " It needs attention maps, which FlashAttention does not hand out." if method.needs_attention_maps else ""
+    return f"{method.paper}. It prunes {where(method)}.{maps} {method.note}".strip()
 
 
 def where(method: Method) -> str:
@@ -128,9 +142,7 @@ def opened(name: str) -> Vlm:
 
 @one_thread.here
 def _prepare(ask: Ask, prune: float) -> tuple[Vlm, Encoded, Ranking, Method]:
-    # Tokens are pruned once, when the picture comes in: by the first question of a conversation.
-    question = questions.clean(ask.before[0] if ask.before else ask.question)
-    vlm = opened(ask.model)
+    question, vlm = pruned_by(ask), opened(ask.model)
     image = vlm.encode(open_image(ask.image))
     method = method_of(ask)
     budget = keep_count(len(image.features), prune) if method.budgeted else None
@@ -286,7 +298,7 @@ def stream(vlm: Vlm, image: Encoded, question: str, side: Side, history: tuple[t
     for answer in paced(written, lambda answer: answer.done):
         yield answer
     if answer is not None and answer.done:
-        ANSWERS.put(key, replace(answer, traces=[tuple(map(_totals, step)) for step in answer.traces]))
+        ANSWERS.put(key, answer.light())
 
 
 def paced(items: Iterator[T], matters: Callable[[T], object]) -> Iterator[T]:
@@ -296,9 +308,3 @@ def paced(items: Iterator[T], matters: Callable[[T], object]) -> Iterator[T]:
         if matters(item) or time.monotonic() - shown >= PACE:
             yield item
             shown = time.monotonic()
-
-
-def _totals(trace: Trace) -> Trace:
-    """What the panel says of a step, without the bits of every token: an answer's traces are megabytes."""
-    few = {name: getattr(trace, name).mean(-1, keepdim=True) for name in ("key_bits", "value_bits", "channel_bits")}
-    return replace(trace, **few)

@@ -34,6 +34,12 @@ def name_of(key: str) -> str:
     return METHODS[key].label.split(":")[0] if key in METHODS else key
 
 
+def commit_of(record: dict) -> str:
+    """The commit that a record was made at, short; "+" where files differed from it."""
+    commit = record.get("commit") or "unknown"
+    return commit[:7] + "+" * commit.endswith("+")
+
+
 def color_of(key: str) -> str:
     """A method's colour; the same on every figure."""
     known = [other for other in METHODS if other not in COLORS]

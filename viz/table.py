@@ -46,12 +46,11 @@ def shares(record: dict) -> list[str]:
 
 def said(record: dict) -> str:
     """How the table was measured, in a sentence."""
-    commit = (record["commit"] or "unknown")[:7]
     times = " Times: medians over eight pictures, on the cores of that run." if "cost" in record else ""
     return (
         f"What {len(record['kept'])} methods keep of the unpruned accuracy ({record['mean']:.1f}% on nine tasks, {record['n']:,} "
-        f"questions, seed {record['seed']}, commit {commit}, {record['dtype']}): the mean over tasks of pruned / unpruned, with "
-        f"bootstrap 95% intervals over the same questions.{times} Click a heading to sort."
+        f"questions, seed {record['seed']}, commit {style.commit_of(record)}, {record['dtype']}): the mean over tasks of pruned / "
+        f"unpruned, with bootstrap 95% intervals over the same questions.{times} Click a heading to sort."
     )
 
 
@@ -62,7 +61,7 @@ def head(record: dict) -> list[str]:
 
 
 def rows(record: dict, share: str) -> list[list]:
-    """One row a method, the best first; a task's column is its accuracy in %."""
+    """All tokens, then one row a method, the best first; a task's column is its accuracy in %."""
     out = []
     for key, kept in record["kept"].items():
         if share not in kept:
@@ -70,12 +69,15 @@ def rows(record: dict, share: str) -> list[list]:
         low, high = record["interval"][key][share]
         tasks = [value for task, value in record["pruned"][key][share].items() if task != "unseen naming"]
         cost = record.get("cost", {}).get(key, {}).get(share)
-        spent = [] if "cost" not in record else [None] * 4 if cost is None else _spent(cost)
-        out.append([name_of(key), kept[share], low, high, *tasks, *spent])
-    return sorted(out, key=lambda row: -row[1])
+        out.append([name_of(key), kept[share], low, high, *tasks, *_spent(record, cost)])
+    tasks = [value for task, value in record["unpruned"].items() if task != "unseen naming"]
+    full = [name_of("none"), 100.0, None, None, *tasks, *_spent(record, record.get("cost", {}).get("none", {}).get("0"))]
+    return [full, *sorted(out, key=lambda row: -row[1])]
 
 
-def _spent(cost: dict) -> list:
+def _spent(record: dict, cost: dict | None) -> list:
+    if cost is None:
+        return [None] * 4 if "cost" in record else []
     return [cost["scoring"], cost["selection"], cost["first_token"], None if cost["peak"] is None else round(cost["peak"] / 1e6, 1)]
 
 

@@ -25,6 +25,9 @@ SWEEPS = studio.Results(64)
 MOST_ANSWERS = 4
 DEFAULT_METHODS = ("idpruner", "topk", "divprune", "cdpruner", "scope", "visionzip")
 
+ALONE = "The question is asked here without the turns before it."
+NO_PATCHES = "{} keeps no patches, it shows the model a smaller picture: choose another method here."
+
 
 @dataclass(frozen=True, eq=False)
 class Scene:
@@ -57,18 +60,23 @@ def scene(ask: Ask | None, percent: float) -> Scene:
     """
     if ask is None:
         raise UserError("Please choose or upload a picture first.")
-    question, vlm = questions.clean(ask.question), opened(ask.model)
+    question, vlm = studio.pruned_by(ask), opened(ask.model)
     image, method = vlm.encode(open_image(ask.image)), studio.method_of(ask)
     k = keep_count(len(image.features), studio.share_of(percent))
     return Scene(ask, vlm, image, question, method, vlm.rank(image, question, method, k), k)
 
 
 def swept(of: Scene) -> Sweep:
-    """The sweep of the scene's importance at its budget; lambda does not enter it, so it is computed once for all of them."""
-    key = (of.ask.model, of.image.key, of.question, of.method.scorer, of.k)
+    """The sweep of the importance that IDPruner would have here, at the scene's budget: what a chosen point then keeps.
+
+    Lambda does not enter it, so it is computed once for all of them.
+    """
+    method = studio.method_of(replace(of.ask, method="idpruner"))
+    key = (of.ask.model, of.image.key, of.question, method.scorer, of.k)
     known = SWEEPS.get(key)
     if known is None:
-        known = sweep(of.image.features.float(), of.ranking.importance, of.k)
+        importance = of.vlm.rank(of.image, of.question, method).importance
+        known = sweep(of.image.features.float(), importance, of.k)
         SWEEPS.put(key, known)
     return known
 
@@ -77,6 +85,8 @@ def swept(of: Scene) -> Sweep:
 def trade_off(ask: Ask | None, percent: float, axis: str) -> Reading:
     """The trade-off figure, and the map of the method in use."""
     of = scene(ask, percent)
+    if of.k < 2:
+        raise UserError("One patch alone is neither redundant nor diverse: keep at least two to see the trade-off.")
     found = swept(of)
     current = tradeoff.nearest(found, of.method.key, ask.lam if of.method.takes_lambda else None)
     resting = current or tradeoff.nearest(found, "idpruner", ask.lam)
@@ -84,10 +94,22 @@ def trade_off(ask: Ask | None, percent: float, axis: str) -> Reading:
     return Reading(payload, tradeoff.figure(found, axis, current), tradeoff.headline(found, axis))
 
 
+def mapped(ask: Ask | None, percent: float) -> Scene:
+    """A :func:`scene` whose patches can be drawn as kept and dropped.
+
+    Raises:
+        UserError: the method drops none.
+    """
+    of = scene(ask, percent)
+    if of.method.after == IMAGE:
+        raise UserError(NO_PATCHES.format(name_of(of.method.key)))
+    return of
+
+
 @one_thread.here
 def feature_space(ask: Ask | None, percent: float) -> Reading:
     """Every patch in feature space."""
-    of = scene(ask, percent)
+    of = mapped(ask, percent)
     return Reading(features.payload(of.image.picture, of.image.features, of.image.grid, of.ranking))
 
 
@@ -107,9 +129,13 @@ def rankings(of: Scene, keys: list[str]) -> tuple[dict[str, Ranking], str]:
 def side_by_side(ask: Ask | None, percent: float, first: str, second: str, keys: list[str]) -> Reading:
     """The map of two methods and the overlap matrix of all chosen ones."""
     of = scene(ask, percent)
+    keys, whole = [key for key in keys if METHODS[key].after != IMAGE], [key for key in keys if METHODS[key].after == IMAGE]
+    if no_map := [key for key in (first, second) if METHODS[key].after == IMAGE]:
+        raise UserError(NO_PATCHES.format(name_of(no_map[0])))
     found, failed = rankings(of, list(dict.fromkeys([first, second, *keys])))
     if first not in found or second not in found:
         raise UserError(failed)
+    failed = " ".join([failed, *(NO_PATCHES.format(name_of(key)) for key in whole)]).strip()
     names = (name_of(first), name_of(second))
     chosen = {key: found[key] for key in keys if key in found} or {key: found[key] for key in (first, second)}
     payload = compare.payload(of.image.picture, of.image.grid, found[first], found[second], names)
@@ -123,7 +149,7 @@ def reason(ask: Ask | None, percent: float, token: int | None) -> Reading:
     Raises:
         UserError: there is no such patch.
     """
-    of = scene(ask, percent)
+    of = mapped(ask, percent)
     lam = reasons.lambda_of(of.method)
     found, said = None, reasons.unexplained(of.method)
     if lam is not None:
@@ -163,8 +189,7 @@ def chosen(data: object) -> tuple[str, float | None]:
     """
     key, lam = (data.get("method"), data.get("lam")) if isinstance(data, dict) else (None, None)
     if not isinstance(key, str) or key not in studio.PRUNERS:
-        known = "DPP" if key == "dpp" else "This point"
-        raise UserError(f"{known} is drawn for comparison; the page cannot answer with it. Click a point of MMR, for one.")
+        raise UserError("This point is drawn for comparison; the page cannot answer with it. Click a point of MMR, for one.")
     if not METHODS[key].takes_lambda:
         return key, None
     if not isinstance(lam, int | float) or not math.isfinite(lam) or not 0 <= lam <= 1:
@@ -206,8 +231,9 @@ def divergences(ask: Ask | None, percent: float, keys: list[str]) -> Reading:
     found, failed = rankings(of, keys or [of.ask.method])
     if not found:
         raise UserError(failed)
-    answer = last(studio.stream(of.vlm, of.image, of.question, studio.Side()))
-    forced = of.vlm, of.image, of.question, answer.token_ids
+    question = questions.clean(ask.question)
+    answer = last(studio.stream(of.vlm, of.image, question, studio.Side()))
+    forced = of.vlm, of.image, question, answer.token_ids
     full = one_thread.run(forced_logits, *forced)
 
     def divergence(ranking: Ranking) -> compare.Divergence:
@@ -216,7 +242,8 @@ def divergences(ask: Ask | None, percent: float, keys: list[str]) -> Reading:
     # Method by method, so that others have their turn.
     apart = {key: one_thread.run(divergence, ranking) for key, ranking in found.items()}
     title = compare.divergence_headline(apart, of.k, len(of.ranking.order))
-    return Reading(None, compare.divergence_figure(apart, answer.pieces), title, failed)
+    alone = f" {ALONE}" if ask.before else ""
+    return Reading(None, compare.divergence_figure(apart, answer.pieces), title, failed + alone)
 
 
 def several(ask: Ask | None, percent: float, keys: list[str]) -> Iterator[str]:
@@ -230,6 +257,6 @@ def several(ask: Ask | None, percent: float, keys: list[str]) -> Iterator[str]:
         sides[name_of(key)] = studio.Side(ranking, studio.method_of(replace(of.ask, method=key)), studio.share_of(percent))
     written: dict[str, Answer | None] = dict.fromkeys(sides)
     for name, side in sides.items():
-        for answer in studio.stream(of.vlm, of.image, of.question, side):
+        for answer in studio.stream(of.vlm, of.image, questions.clean(ask.question), side):
             written[name] = answer
             yield answers.several(written)

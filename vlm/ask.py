@@ -22,7 +22,9 @@ def run(arguments: argparse.Namespace) -> Answer:
     image = vlm.encode(open_image(arguments.image))
     if arguments.scorer_file is not None:
         vlm.use_scorer(arguments.scorer_file)
-    method = get_method(arguments.method, trained=vlm.scorer is not None).with_(lam=arguments.lam, scorer=arguments.scorer)
+    method = get_method(arguments.method, trained=vlm.scorer is not None).with_(
+        lam=arguments.lam, scorer=arguments.scorer, seed=arguments.seed
+    )
     if method.key != "none":
         note = method.note if arguments.scorer is None else ""
         print(f"{method.label} ({method.paper}), prunes {method.where}. {note}", file=sys.stderr)
@@ -39,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--method", default="idpruner", choices=list(METHODS))
     parser.add_argument("--prune", type=float, default=0.75, help="fraction of the visual tokens that goes (0.75)")
     parser.add_argument("--lam", type=float, help="lambda of idpruner and topk-farthest (0.5)")
+    parser.add_argument("--seed", type=int, help="of random (0)")
     parser.add_argument("--scorer", choices=list(SCORERS), help="importance (the trained one for idpruner where there is one)")
     parser.add_argument("--scorer-file", type=Path, help="a trained scorer of this model's token width, as .safetensors")
     parser.add_argument("--model", default=NAME, help=f"one of {', '.join(MODELS)}, or a folder")

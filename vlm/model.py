@@ -100,6 +100,10 @@ class Answer:
     reader: str = ""
     history: tuple[tuple[str, str], ...] = ()
 
+    def light(self) -> "Answer":
+        """A copy to keep: of what was read of every token, megabytes an answer, only the means."""
+        return replace(self, traces=[tuple(trace.totals() for trace in step) for step in self.traces])
+
 
 @dataclass(eq=False)
 class Vlm:
@@ -250,8 +254,11 @@ class Vlm:
 
         Raises:
             UserError: the question is empty or too long.
-            ValueError: a ranking was made for another number of tokens, or the rankings prune in different places.
+            ValueError: a ranking was made for another number of tokens, the rankings prune in different places, or no token may
+                be written.
         """
+        if max_new_tokens < 1:
+            raise ValueError(f"An answer has at least one token, not {max_new_tokens}.")
         question = questions.clean(question)
         visual_tokens = sum(len(image.features) for image in images)
         keeps: list[np.ndarray | None] = [None] * len(images)

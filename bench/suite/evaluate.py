@@ -4,7 +4,6 @@ Batches change nothing but the time: a left-padded batch equals its single runs 
 are pruned inside the language model run one by one.
 """
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -99,7 +98,7 @@ def write(vlm: Vlm, batch: list[Request]) -> list[str]:
     return texts
 
 
-def run(vlm: Vlm, items: list[Item], settings: list[Setting], progress: bool = True) -> dict[Setting, np.ndarray]:
+def run(vlm: Vlm, items: list[Item], settings: list[Setting]) -> dict[Setting, np.ndarray]:
     """Scores [items] for every setting."""
     scores = {setting: np.full(len(items), np.nan) for setting in settings}
     waiting: list[Request] = []
@@ -118,6 +117,4 @@ def run(vlm: Vlm, items: list[Item], settings: list[Setting], progress: bool = T
         waiting.extend(requests(vlm, index, item, settings))
         if len(waiting) >= 384 or index + 1 == len(items):
             flush()
-            if progress:
-                print(f"  {index + 1} of {len(items)}", file=sys.stderr, flush=True)
     return scores

@@ -1,16 +1,23 @@
-"""Scores of the suite that outlive a run: what was answered once is read again, by every bench that asks for it."""
+"""Scores of the suite that outlive a run: what was answered once is read again, by every bench that asks for it.
+
+``python -m bench.suite.stored`` gathers what runs/suite holds in one file to commit, with a score for every question, so that a
+long table can be answered over several sittings.
+"""
 
 import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from bench.suite.evaluate import Setting, run
-from bench.suite.tasks import Item
+from bench.suite.tasks import SEED, Item, items
+from pruning.registry import METHODS
+from pruning.scorers.trained import FILE
 from training.common import RUNS
 from vlm.device import type_name
 from vlm.embedded import MODEL_DIR
@@ -18,26 +25,82 @@ from vlm.model import Vlm
 from vlm.words import MARKER_BIAS, MARKER_SHARPNESS, PLACE_SHARE, PLACE_SHARPNESS, SHARE, SHARPNESS
 
 ROOT = Path(__file__).resolve().parents[2]
+SCORES = ROOT / "assets/results/scores.jsonl"
+MODEL = "trimlens-*.safetensors"
+BLOCK = 50  # questions that are kept together: a longer run begins with the blocks of a shorter one
 
 
-def answered(vlm: Vlm, task: str, asked: list[Item], settings: list[Setting]) -> dict[Setting, np.ndarray]:
-    """Scores [questions] of every setting, read from runs/suite where they were written before."""
+def answered(vlm: Vlm, task: str, asked: list[Item], settings: list[Setting], committed: bool = False) -> dict[Setting, np.ndarray]:
+    """Scores [questions] of every setting, read from runs/suite where they were written before.
+
+    committed: those of SCORES, too; what stands there was answered by the same weights, perhaps on another machine.
+    """
+    parts = []
+    for start in range(0, len(asked), BLOCK):
+        parts.append(_block(vlm, task, asked[start : start + BLOCK], settings, committed))
+        print(f"{task}: {start + len(parts[-1][settings[0]])} of {len(asked)}", file=sys.stderr, flush=True)
+    return {setting: np.concatenate([part[setting] for part in parts]) for setting in settings}
+
+
+def _block(vlm: Vlm, task: str, asked: list[Item], settings: list[Setting], committed: bool) -> dict[Setting, np.ndarray]:
     questions = _digest(asked)
-    files = {setting: _file(task, questions, setting, type_of(vlm)) for setting in settings}
-    missing = [setting for setting in settings if not files[setting].exists()]
-    if missing:
-        print(f"{task}: {len(missing)} settings", file=sys.stderr, flush=True)
-        for setting, scores in run(vlm, asked, missing).items():
-            files[setting].parent.mkdir(parents=True, exist_ok=True)
-            files[setting].write_text(json.dumps(scores.tolist()))
-    return {setting: np.array(json.loads(files[setting].read_text())) for setting in settings}
+    keys = {setting: _key(questions, setting, type_of(vlm)) for setting in settings}
+    files = {setting: RUNS / "suite" / f"{task.replace(' ', '-')}-{key}.json" for setting, key in keys.items()}
+    known = {setting: json.loads(file.read_text())["scores"] for setting, file in files.items() if file.exists()}
+    if committed:
+        known = {setting: _committed()[key] for setting, key in keys.items() if key in _committed()} | known
+    missing = [setting for setting in settings if setting not in known]
+    for setting, scores in run(vlm, asked, missing).items() if missing else ():
+        known[setting] = [int(score) if score in (0, 1) else round(score, 4) for score in scores.tolist()]
+        row = {
+            "key": keys[setting],
+            "task": task,
+            "questions": questions,
+            "weights": _weights(setting),
+            "dtype": type_of(vlm),
+            "commit": commit(),
+        }
+        said = {name: value for name, value in asdict(setting).items() if value is not None}
+        files[setting].parent.mkdir(parents=True, exist_ok=True)
+        files[setting].write_text(json.dumps(row | {"setting": said, "scores": known[setting]}))
+    return {setting: np.array(known[setting]) for setting in settings}
 
 
-def _file(task: str, questions: str, setting: Setting, dtype: str) -> Path:
-    """Scores of other weights, of another number type or of other questions are other files."""
+def gather(limit: int = 500) -> int:
+    """Puts what runs/suite holds of the suite's blocks into SCORES, without what was answered by other weights or asked before.
+
+    Returns how many rows there are.
+    """
+    rows = [json.loads(row) for row in SCORES.read_text().splitlines()] if SCORES.exists() else []
+    rows += [json.loads(file.read_text()) for file in sorted((RUNS / "suite").glob("*.json"))]
+    places = {}
+    for task in {row["task"]: None for row in rows}:
+        asked = items(task, limit, SEED)
+        blocks = [asked[start : start + BLOCK] for start in range(0, limit, BLOCK)]
+        places |= {_digest(block): index for index, block in enumerate(blocks)}
+    weights = [[_hash(MODEL), scorer] for scorer in ("", _hash(FILE))]
+    fit = {row["key"]: row for row in rows if row["questions"] in places and row["weights"] in weights}
+    ordered = sorted(fit.values(), key=lambda row: (row["task"], str(row["setting"]), places[row["questions"]]))
+    SCORES.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in ordered))
+    return len(ordered)
+
+
+@cache
+def _committed() -> dict[str, list[float]]:
+    rows = SCORES.read_text().splitlines() if SCORES.exists() else []
+    return {row["key"]: row["scores"] for row in map(json.loads, rows)}
+
+
+def _weights(setting: Setting) -> tuple[str, str]:
+    """Of the model, and of its scorer where the setting has it: another scorer changes nothing for the rest."""
+    scorer = setting.method in METHODS and "weights" in setting.configured().needs
+    return _hash(MODEL), _hash(FILE) if scorer else ""
+
+
+def _key(questions: str, setting: Setting, dtype: str) -> str:
+    """Other weights, another number type and other questions have other scores."""
     words = SHARE, SHARPNESS, MARKER_SHARPNESS, MARKER_BIAS, PLACE_SHARE, PLACE_SHARPNESS
-    key = hashlib.sha256(repr((_weights(), words, dtype, questions, setting)).encode()).hexdigest()[:20]
-    return RUNS / "suite" / f"{task.replace(' ', '-')}-{key}.json"
+    return hashlib.sha256(repr((_weights(setting), words, dtype, questions, setting)).encode()).hexdigest()[:20]
 
 
 def _digest(asked: list[Item]) -> str:
@@ -45,15 +108,16 @@ def _digest(asked: list[Item]) -> str:
     digest = hashlib.sha256()
     for item in asked:
         digest.update(item.picture.tobytes() + f"{item.question} {item.answer}".encode())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
 @cache
-def _weights() -> str:
-    """The shipped weights' hash; they do not change while a bench runs."""
-    return hashlib.sha256(b"".join(f.read_bytes() for f in sorted(MODEL_DIR.glob("*.safetensors")))).hexdigest()
+def _hash(names: str) -> str:
+    """The hash of shipped weights; they do not change while a bench runs."""
+    return hashlib.sha256(b"".join(f.read_bytes() for f in sorted(MODEL_DIR.glob(names)))).hexdigest()[:16]
 
 
+@cache
 def commit() -> str:
     """The commit of the checkout, marked where files differ from it."""
     try:
@@ -68,3 +132,7 @@ def commit() -> str:
 def type_of(vlm: Vlm) -> str:
     """The type that the model computes in, as it goes into a record."""
     return type_name(vlm.placement.dtype)
+
+
+if __name__ == "__main__":
+    print(f"{SCORES}: {gather()} rows")

@@ -1,14 +1,14 @@
 """Kernels of decode attention over a store. ``reference`` defines what every other must return.
 
-``decode_attention`` is the one door: a compiled CPU kernel (``fast``) where it serves the request, the reference elsewhere;
-``reason`` says which, and why.
+``decode_attention`` is the one door: a compiled kernel where it serves the request (``fast`` on a CPU, ``triton_decode`` on a
+GPU), the reference elsewhere; ``reason`` says which, and why.
 """
 
 from __future__ import annotations
 
 import torch
 
-from kvquant.kernels import fast, reference, warming
+from kvquant.kernels import fast, reference, triton_decode, warming
 from kvquant.modes import Mode, Trace
 from kvquant.store import Store
 
@@ -26,7 +26,8 @@ def decode_attention(
     """softmax(scale q.K) V of one query per head, by the fastest kernel there is; see :func:`reference.decode_attention`."""
     reference.check(q, store, mode, mask)
     if unserved(q, store, dtype) is None:
-        return fast.decode_attention(q, store, mode, mask, scale)
+        kernel = triton_decode if q.is_cuda else fast
+        return kernel.decode_attention(q, store, mode, mask, scale)
     return reference.decode_attention(q, store, mode, mask, scale, dtype)
 
 
@@ -34,13 +35,17 @@ def unserved(q: torch.Tensor, store: Store, dtype: torch.dtype = torch.float32) 
     """Why the compiled kernel does not answer this request now, in one sentence; None where it does."""
     if why := fast.unserved(q, store, dtype):
         return why
-    usable, why = warming.ready(store.format)
+    usable, why = _ready(q, store)
     return None if usable else why
 
 
 def reason(q: torch.Tensor, store: Store) -> str:
     """One sentence for the page: which kernel answers this query, and why."""
-    return unserved(q, store) or warming.ready(store.format)[1]
+    return unserved(q, store) or _ready(q, store)[1]
+
+
+def _ready(q: torch.Tensor, store: Store) -> tuple[bool, str]:
+    return triton_decode.available() if q.is_cuda else warming.ready(store.format)
 
 
 def kernel_reason(format: str = "fixed") -> str:

@@ -54,9 +54,9 @@ def available(format: str = "fixed") -> tuple[bool, str]:
 
 
 def unserved(q: torch.Tensor, store: Store, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why the kernels cannot answer this request, once compiled, in one sentence; None where they can."""
+    """Why no compiled kernel, of the CPU or of Triton, can answer this request, in one sentence; None where one can."""
     dim = store.shape[3]
-    if q.device.type != "cpu":
+    if q.device.type not in ("cpu", "cuda"):
         return f"plain torch reference: the cache is on the {q.device.type}."
     if dtype != torch.float32:
         return f"plain torch reference: arithmetic in {str(dtype).removeprefix('torch.')}."

@@ -75,6 +75,31 @@ def test_the_criterion_is_shown_for_a_chosen_sum_and_the_first_tab_stays_as_it_w
     assert abs(percent - float(shown.split("%")[0])) < 1, (percent, shown)
 
 
+def test_errors_are_measured_beside_their_bounds(open_page):
+    page = open_page(1400, 1800)
+    open_tab(page)
+    answer(page)
+    page.locator("#kv-errors button").first.click()
+    page.locator("#kv-measure").click()
+    expect(page.locator('#kv-measured [data-measured="done"]')).to_be_visible(timeout=ANSWER_LIMIT)
+    for chart in ("#kv-quality", "#kv-bounds"):
+        expect(page.locator(f"{chart} .js-plotly-plot .scatterlayer path.point").first).to_be_attached(timeout=30_000)
+
+
+def test_decode_attention_is_timed_and_a_timing_can_be_stopped(open_page):
+    page = open_page(1400, 1800)
+    open_tab(page)
+    page.locator("#kv-speed > button").click()
+    expect(page.locator("#kv-speed .js-plotly-plot .heatmaplayer")).to_be_attached(timeout=30_000)
+    page.locator("#kv-time").click()
+    expect(page.locator("#kv-timed .tb-progress")).to_be_visible(timeout=2000)
+    page.locator("#kv-speed").get_by_role("button", name="Cancel").click()
+    expect(page.locator("#kv-timed")).to_contain_text("Stopped", timeout=30_000)
+    page.locator("#kv-time").click()
+    expect(page.locator('#kv-timed [data-timed="done"]')).to_be_visible(timeout=ANSWER_LIMIT)
+    expect(page.locator("#kv-times .js-plotly-plot .gtitle")).to_contain_text("times", timeout=30_000)
+
+
 def test_cancel_stops_an_answer(open_page):
     page = open_page()
     open_tab(page)

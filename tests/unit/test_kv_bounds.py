@@ -76,9 +76,11 @@ KINDS = (
 )
 
 
-def problems(kind: str, n: int, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def problems(
+    kind: str, n: int, g: torch.Generator, dim: int = DIM
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """n problems at once: q [n, 2, D], k, v [n, 1, T, D], mask [n, T]."""
-    q, k, v = (torch.randn(n, *shape, generator=g) for shape in ((GROUP, DIM), (1, TOKENS, DIM), (1, TOKENS, DIM)))
+    q, k, v = (torch.randn(n, *shape, generator=g) for shape in ((GROUP, dim), (1, TOKENS, dim), (1, TOKENS, dim)))
     mask = torch.rand(n, TOKENS, generator=g) > torch.rand(n, 1, generator=g) * 0.9
     mask[:, -1] = True
     q = q * torch.randn(n, 1, 1, generator=g).mul(2).exp2()

@@ -1,5 +1,7 @@
 """The compiled CPU kernel: it answers as the reference does, keeps its bounds, counts what it reads, and stands behind the door."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,9 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from kvquant.alignment import fold
 from kvquant.attention import reading
 from kvquant.cache import KVCache, Setting
-from kvquant.kernels import decode_attention, fast, kernel_reason, reason, reference, warming
+from kvquant.kernels import decode_attention, fast, kernel_reason, reason, reference, triton_decode, warming
 from kvquant.modes import Certified, Exact, Paper
 from kvquant.store import Store
+from tests.unit.test_kv_bounds import KINDS, exact_attention, problems
 from tests.unit.test_kv_reference import attention, left_padded, problem, stored
 from tests.unit.tiny import randomise
 
@@ -91,6 +94,23 @@ def test_the_bound_is_never_exceeded(seed, group, length, window, error, peaked,
     met = trace.bound <= error * exact.norm(dim=-1)
     read = torch.cat([trace.key_bits, trace.value_bits], dim=-1).amin(-1) >= 16  # [B, Hkv]: everything
     assert bool((met | read.repeat_interleave(group, dim=1)).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_hardest_problems_stay_within_their_bounds(kind):
+    """Those of test_kv_bounds, 2,000 heads at five errors, by the kernel that answers on the page."""
+    q, k, v, mask = problems(kind, 1000, torch.Generator().manual_seed(7), dim=64)
+    store = Store("fixed", window=0)
+    store.append(k, v)
+    exact = exact_attention(q[:, None], k, v, mask).flatten(1, 2)
+    size = v.abs().amax((1, 2, 3))[:, None]
+    for error in (0.002, 0.02, 0.1, 0.5, 2.0):
+        out, trace = fast.decode_attention(q, store, Certified(error), mask)
+        wrong = out.double() - exact
+        beyond = float(((wrong.norm(dim=-1) - trace.bound) / size).max())
+        closest = float((wrong.norm(dim=-1) / trace.bound.clamp(min=1e-30)).max())
+        print(f"{kind}, error {error}: beyond the bound by {beyond:.2g} of the largest value, {closest:.2f} of it at the worst")
+        assert beyond < ROUNDING and float(((wrong.abs().amax(-1) - trace.bound_max) / size).max()) < ROUNDING
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -197,6 +217,17 @@ def test_what_it_cannot_serve_goes_to_the_reference_with_a_reason(monkeypatch):
         decode_attention(q[:, :5], store, Exact())
     monkeypatch.setattr(warming, "ready", lambda _: (False, "plain torch reference: numba is not installed."))
     assert reason(q, store) == "plain torch reference: numba is not installed."
+
+
+def test_a_gpu_is_served_by_triton_where_it_is_usable(monkeypatch):
+    _, k, v = problem(0, length=200, dim=64)
+    store, on_gpu = stored("fixed", k, v), SimpleNamespace(device=torch.device("cuda"), is_cuda=True)
+    assert reason(on_gpu, store).startswith("no Triton kernel")
+    monkeypatch.setattr(triton_decode, "available", lambda: (True, "Triton kernel."))
+    assert reason(on_gpu, store) == "Triton kernel."
+    monkeypatch.setattr(triton_decode, "decode_attention", lambda *request: request)
+    monkeypatch.setattr(reference, "check", lambda *request: None)
+    assert decode_attention(on_gpu, store, Exact()) == (on_gpu, store, Exact(), None, None)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The suite: its questions are fixed, held out and answerable; its scores follow the benchmarks' rules; its table adds up."""
 
 import json
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,7 +117,7 @@ def answer(vlm: Vlm, item: Listener, method: Method) -> str:
 def test_batched_answers_are_single_answers():
     vlm = open_vlm()
     items = [Listener(i.picture, i.question, []) for i in tasks.items("naming", 2) + tasks.items("counting", 2)]
-    result = evaluate.run(vlm, items, [Setting("none"), Setting("down-sampling", 0.75)], progress=False)
+    result = evaluate.run(vlm, items, [Setting("none"), Setting("down-sampling", 0.75)])
     assert all(np.isfinite(values).all() for values in result.values())
     for item in items:
         alone = [answer(vlm, item, METHODS[key]) for key in ("none", "down-sampling")]
@@ -142,7 +143,20 @@ def test_costs_of_settings_and_the_table_as_a_whole(monkeypatch, tmp_path, capsy
     assert record == json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record["n"] == 4 and set(record["kept"]) == {"idpruner", "uniform", "visionzip"}
     assert set(record["cost"]) == {"none", *record["kept"]} and set(record["pruned"]["uniform"]["0.9"]) == {"naming", "counting"}
-    assert "visionselector" not in headline.columns(vlm, "idpruner", ["all"])
+    assert "visionselector" not in headline.columns("idpruner", ["all"])
+
+    other = record | {"interval": {"uniform": {"0.9": [-9.0, -8.0]}, "idpruner": record["interval"]["idpruner"], "topk": {}}}
+    assert headline.disagreements(record, record) == [] and len(headline.disagreements(record, other)) == 1
+
+    monkeypatch.setattr(stored, "SCORES", tmp_path / "scores.jsonl")
+    assert stored.gather(limit=2) == 2 * 4, "two tasks, all tokens and three methods"
+    shutil.rmtree(tmp_path / "suite")
+    monkeypatch.setattr(stored, "run", None)  # nothing is left to ask
+    assert headline.main([*arguments[:-3], "--committed"]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {**again, "cost": record["cost"]} == record
+    monkeypatch.setattr(stored, "_hash", lambda names: "of other weights")
+    assert stored.gather(limit=2) == 0
 
 
 def test_a_task_without_a_right_answer_has_no_ratio():

@@ -26,11 +26,12 @@ COST = {"scoring": 1.0, "selection": 2.0, "first_token": 100.0, "peak": 5_000_00
 def test_rows_are_sorted_by_what_is_kept_and_fit_their_heads():
     assert table.shares(RECORD) == ["0.5", "0.9"]
     found = table.rows(RECORD, "0.9")
-    assert [row[1] for row in found] == [89.0, 88.0] and found[0][0] == "MMR, training-free score"
+    assert [row[1] for row in found] == [100.0, 89.0, 88.0] and found[1][0] == "MMR, training-free score"
+    assert found[0][4:] == [90.0, 70.0], "all tokens come first"
     assert all(len(row) == len(table.head(RECORD)) for row in found)
     costly = RECORD | {"cost": {"none": {"0": COST}, "idpruner": {"0.9": COST}}}
     found = table.rows(costly, "0.9")
-    assert found[1][-4:] == [1.0, 2.0, 100.0, 5.0] and found[0][-4:] == [None] * 4
+    assert found[2][-4:] == found[0][-4:] == [1.0, 2.0, 100.0, 5.0] and found[1][-4:] == [None] * 4
     assert all(len(row) == len(table.head(costly)) for row in found)
     assert len(table.figure(costly, "first_token").data) == 1
 

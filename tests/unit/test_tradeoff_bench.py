@@ -78,11 +78,21 @@ def test_interval_and_correlations():
     assert found == {"retention": 1.0, "hopkins": -1.0, "coverage": None, "mean_distance": 1.0}
 
 
-def test_other_settings_and_other_questions_have_other_files():
+def test_other_settings_and_other_questions_have_other_keys():
     picture = Image.new("RGB", (8, 8))
     item = Item("naming", picture, "What is this?", "A cat.")
     asked = [[item], [item, item], [replace(item, answer="A dog.")], [replace(item, picture=Image.new("RGB", (8, 8), "red"))]]
     digests = [stored._digest(one) for one in asked]
     types, shares = ("float32", "bfloat16"), (0.5, 0.75)
-    files = {stored._file("naming", d, Setting("topk", share), dtype) for d in digests for share in shares for dtype in types}
-    assert len(files) == 16 and stored._digest(asked[0]) == digests[0]
+    keys = {stored._key(d, Setting("topk", share), dtype) for d in digests for share in shares for dtype in types}
+    assert len(keys) == 16 and stored._digest(asked[0]) == digests[0]
+
+
+def test_another_scorer_makes_other_keys_only_where_it_scores(monkeypatch):
+    settings = [Setting("none"), Setting("blank"), Setting("uniform", 0.5), Setting("idpruner", 0.5, 0.5, scorer="neg-cos-mean")]
+    scored = [Setting("idpruner", 0.5, 0.5, scorer="trained"), Setting("topk", 0.5, scorer="trained"), Setting("visionselector")]
+    found = []
+    for scorer in ("one", "another"):
+        monkeypatch.setattr(stored, "_hash", lambda names, scorer=scorer: scorer if names == stored.FILE else "model")
+        found.append([stored._key("questions", setting, "float32") for setting in settings + scored])
+    assert [a == b for a, b in zip(*found, strict=True)] == [True] * len(settings) + [False] * len(scored)

@@ -120,7 +120,7 @@ def test_the_suite_asks_every_method_as_the_page_does(tiny, monkeypatch):
     monkeypatch.setattr(evaluate, "MAX_NEW_TOKENS", 4)
     item = Listener(noise(5), QUESTION, [])
     settings = [Setting(key, 0.75) for key in METHODS]
-    result = evaluate.run(tiny, [item], settings, progress=False)
+    result = evaluate.run(tiny, [item], settings)
     assert all(np.isfinite(values).all() for values in result.values())
     image = tiny.encode(item.picture)
     expected = [

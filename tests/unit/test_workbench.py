@@ -219,14 +219,14 @@ def test_bad_wishes_give_a_sentence(ask):
         workbench.scene(None, 75)
     with pytest.raises(UserError, match="There are 64"):
         workbench.reason(ask, 75, 64)
-    with pytest.raises(ValueError, match="at least two"):
+    with pytest.raises(UserError, match="at least two"):
         workbench.trade_off(ask, 99.9, "hopkins")
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"method": "dpp", "lam": 0.5}, "DPP is drawn"),
+        ({"method": "dppp", "lam": 0.5}, "drawn for comparison"),
         ({"method": "none"}, "drawn for comparison"),
         ({}, "drawn for comparison"),
         (None, "drawn for comparison"),
