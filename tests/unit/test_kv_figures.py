@@ -19,7 +19,7 @@ from viz import answers, kv_errors, kv_exponents, kv_figures, kv_live, kv_overla
 from viz.kv_capture import NAME, capture, capturing
 from vlm import decode
 from vlm.errors import UserError
-from vlm.model import last
+from vlm.model import Answer, last
 
 NEW = 7
 
@@ -88,7 +88,8 @@ def test_planed_tokens_are_those_of_the_store(window, prompt):
 
 
 @pytest.mark.parametrize("mode", kv_run.MODES)
-def test_a_run_holds_the_bits_of_its_traces_and_the_words_of_its_tokens(mode):
+def test_a_run_holds_the_bits_of_its_traces_and_the_words_of_its_tokens(mode, monkeypatch):
+    monkeypatch.setattr(Answer, "light", lambda answer: answer)
     run = run_of(mode)
     prompt, steps = len(run.patch), NEW - 1
     assert run.steps == steps and run.bits.shape == (steps, 2, 3, 2, prompt + steps)
@@ -160,6 +161,8 @@ def test_overlay_payload_unpacks_to_the_bits_of_the_kept_patches(kept):
     assert np.abs(raw - expected).max() <= 0.5 / kv_overlay.SCALE
     assert value["patch"] == run.patch[value["place"]].tolist() and value["first"] == 1
     assert kv_overlay.payload(run)["id"] == value["id"] != kv_overlay.payload(run_of("paper"))["id"]
+    # The same bits of the same picture, but other tokens are whole.
+    assert kv_overlay.payload(run_of("exact"))["id"] != kv_overlay.payload(run_of("exact", window=256))["id"]
 
 
 def test_captured_steps_are_those_of_decoding():
