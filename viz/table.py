@@ -87,7 +87,7 @@ def figure(record: dict, axis: str) -> go.Figure:
         raise ValueError(f"Unknown axis '{axis}'. Known: {', '.join(AXES)}.")
     fig = style.figure(460, AXES[axis], "Accuracy kept (%)")
     # Beneath the axis, two names a row on a narrow page; beside it the plot would have half of that page.
-    foot = 60 + 20 * (len(record["kept"]) + 1) // 2
+    foot = 60 + 20 * (len(record["kept"]) + 2) // 2
     legend = {"orientation": "h", "x": 0, "y": -64 / 400, "yanchor": "top"}
     fig.update_layout(height=410 + foot, margin_b=foot, legend=legend)
     for key, kept in record["kept"].items():
@@ -109,6 +109,11 @@ def figure(record: dict, axis: str) -> go.Figure:
                 hovertemplate="%{fullData.name}<br>%{y:.1f}% kept<extra></extra>",
             )
         )
+    full = record.get("cost", {}).get("none", {}).get("0")
+    if axis == "tokens" or full:
+        x = 100 if axis == "tokens" else full["first_token"]
+        name, marker = name_of("none"), {"color": style.INK, "symbol": "star", "size": 11}
+        fig.add_trace(go.Scatter(x=[x], y=[100], name=name, mode="markers", marker=marker, hovertemplate=f"{name}<extra></extra>"))
     return fig
 
 

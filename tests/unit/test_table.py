@@ -33,12 +33,14 @@ def test_rows_are_sorted_by_what_is_kept_and_fit_their_heads():
     found = table.rows(costly, "0.9")
     assert found[2][-4:] == found[0][-4:] == [1.0, 2.0, 100.0, 5.0] and found[1][-4:] == [None] * 4
     assert all(len(row) == len(table.head(costly)) for row in found)
-    assert len(table.figure(costly, "first_token").data) == 1
+    mine, full = table.figure(costly, "first_token").data
+    assert len(mine.x) == 1 and list(full.x) == [100.0] and list(full.y) == [100], "all tokens keep everything, at their own time"
 
 
 def test_the_figure_holds_every_method_with_its_interval():
     fig = table.figure(RECORD, "tokens")
-    mine = fig.data[0]
+    mine, full = fig.data[0], fig.data[-1]
+    assert list(full.x) == list(full.y) == [100]
     assert list(mine.x) == [50.0, pytest.approx(10.0)] and list(mine.y) == [99.0, 88.0]
     assert list(mine.error_y.array) == [1.0, 2.0] and list(mine.error_y.arrayminus) == [1.0, 2.0]
     with pytest.raises(ValueError, match="Unknown axis"):

@@ -3,12 +3,12 @@
 import base64
 import json
 import math
+from dataclasses import replace
 
 import gradio as gr
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from pruning.kernels import unit_rows
 from pruning.registry import METHODS, get_method
@@ -35,7 +35,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path) -> studio.Ask:
     monkeypatch.setattr(workbench, "SWEEPS", studio.Results(8))
     monkeypatch.setattr(studio, "ANSWERS", studio.Results(32))
     path = tmp_path / "noise.png"
-    Image.effect_noise((224, 224), 90).convert("RGB").save(path)
+    noise(0).save(path)
     return studio.Ask("tiny", str(path), "What is this?", "idpruner", "neg-cos-mean", 0.5)
 
 
@@ -58,6 +58,33 @@ def test_every_point_of_the_figure_says_what_it_keeps(tokens, axis):
     assert ring.customdata[0][2:] == ["idpruner", 0.5]
     assert len(json.dumps(fig.to_plotly_json(), default=list)) < 60_000
     assert tradeoff.headline(found, axis).startswith("Keeping 12 of 48 patches, MMR matches or beats")
+
+
+@pytest.mark.parametrize("method", ["idpruner", "scope", "random"])
+def test_a_chosen_point_is_what_the_page_then_keeps(ask, method):
+    of = workbench.scene(replace(ask, method=method, scorer="norm"), 75)
+    for point in workbench.swept(of).points:
+        key, lam = workbench.chosen({"method": point.method, "lam": point.lam})
+        then = studio.method_of(replace(of.ask, method=key, lam=of.ask.lam if lam is None else lam))
+        assert of.vlm.rank(of.image, of.question, then, of.k).keep(of.k).tolist() == point.kept.tolist(), (key, lam)
+
+
+def test_a_conversation_is_looked_at_by_the_question_that_pruned_it(ask):
+    later = replace(ask, before=("Is there a dog?", "Where is it?"))
+    assert workbench.scene(later, 75).question == "Is there a dog?"
+    asked = workbench.divergences(later, 75, ["topk"]), workbench.divergences(ask, 75, ["topk"])
+    assert [workbench.ALONE in reading.note for reading in asked] == [True, False]
+
+
+def test_a_smaller_picture_has_no_map_of_kept_patches(ask):
+    small = replace(ask, method="down-sampling")
+    for tool in (lambda: workbench.feature_space(small, 75), lambda: workbench.reason(small, 75, None)):
+        with pytest.raises(UserError, match="keeps no patches"):
+            tool()
+    with pytest.raises(UserError, match="keeps no patches"):
+        workbench.side_by_side(ask, 75, "idpruner", "down-sampling", [])
+    reading = workbench.side_by_side(ask, 75, "idpruner", "topk", ["uniform", "idpruner", "down-sampling"])
+    assert "keeps no patches" in reading.note and len(reading.figure.data[0].z) == 2
 
 
 def test_a_method_outside_the_sweep_has_no_ring(tokens):
