@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.cost import costs
 from bench.suite.evaluate import Setting
-from bench.suite.stored import answered, commit, type_of
+from bench.suite.stored import answered, answered_at, commit, type_of
 from bench.suite.tasks import DEVELOPMENT_SEED, NINE, SEED, TASKS, items
 from bench.timing import positive
 from pruning.registry import METHODS
@@ -85,9 +85,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--committed", action="store_true", help="take answers from assets/results/scores.jsonl where it has them")
     parser.add_argument("--development", action="store_true", help="the development split: what is tuned is tuned on it")
     arguments = parser.parse_args(argv)
-    known = [*METHODS, "mmr training-free", "all"]
-    if unknown := [name for name in [arguments.method, *(arguments.methods or ())] if name not in known]:
-        parser.error(f"unknown methods {', '.join(unknown)}; known: {', '.join(known)}")
+    known = [*METHODS, "mmr training-free"]
+    asked = [arguments.method, *(name for name in arguments.methods or () if name != "all")]
+    if unknown := [name for name in asked if name not in known]:
+        parser.error(f"unknown methods {', '.join(unknown)}; known: {', '.join(known)}, and all beside a method")
+    try:
+        other = json.loads(arguments.check.read_text()) if arguments.check else None
+    except (OSError, ValueError) as error:
+        parser.error(f"{arguments.check} cannot be read: {error}")
     if not all(0 < share < 1 for share in arguments.prune):
         parser.error(f"pruned shares lie between 0 and 1, got {arguments.prune}")
     vlm, seed = open_vlm(NAME), DEVELOPMENT_SEED if arguments.development else SEED
@@ -116,6 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         "seed": seed,
         "commit": commit(),
         "dtype": type_of(vlm),
+        "answered": answered_at() if arguments.committed else [commit()],
         "kept": {},
         "interval": {},
         "pruned": {},
@@ -141,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record))
-    apart = disagreements(record, json.loads(arguments.check.read_text())) if arguments.check else []
+    apart = disagreements(record, other) if other else []
     for line in apart:
         print(line, file=sys.stderr)
     return 1 if apart else 0
@@ -149,13 +155,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def disagreements(record: dict, other: dict) -> list[str]:
     """Where both measured a method at a pruned share and their intervals do not meet, in words."""
-    found = []
+    found, compared = [], 0
     for name, by_share in record["interval"].items():
         for share, mine in by_share.items():
             theirs = other["interval"].get(name, {}).get(share)
+            compared += bool(theirs)
             if theirs and not (mine[0] <= theirs[1] and theirs[0] <= mine[1]):
                 found.append(f"{name} at {float(share):.0%} pruned keeps {mine} here and {theirs} there.")
-    return found
+    return found if compared else ["Nothing was measured by both."]
 
 
 def columns(method: str, beside: list[str] | None) -> list[str]:

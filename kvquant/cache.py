@@ -27,7 +27,7 @@ from kvquant.planes import to_half
 from kvquant.store import Store
 from kvquant.stored import Contents, StoredTensor
 
-ALL_BITS = "PyTorch's scaled dot product attention: every bit is read."
+ALL_BITS = "scaled dot product attention of PyTorch: every bit is read."
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,9 @@ def to_half(x: torch.Tensor) -> torch.Tensor:
     Raises ValueError where x holds nan, infinity or more than a half can hold.
     """
     if x.numel() and not bool(x.abs().amax() <= HALF_MAX):  # a nan fails this, too
-        raise ValueError("Keys or values exceed what float16 holds (65504) or are not finite; the exact mode keeps them whole.")
+        raise ValueError(
+            "Keys or values exceed what float16 holds (65504) or are not finite; the exact mode without halves keeps them."
+        )
     return x.to(torch.float16)
 
 

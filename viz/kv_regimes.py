@@ -89,7 +89,7 @@ def regime_figure(found: list[Regime], where: str) -> go.Figure:
         ygap=1,
     )
     chart.update_xaxes(
-        title_text="layer of (empty: not measured, for want of memory)",
+        title_text="layer of (empty: not measured)",
         type="category",
         showgrid=False,
         tickangle=0,

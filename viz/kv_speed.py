@@ -81,7 +81,9 @@ def on_gpu() -> bool:
 
 def kernel_reason() -> str:
     """Which kernel reads the planes, and why, in one sentence."""
-    usable, why = triton_decode.available() if on_gpu() else (True, kernels.kernel_reason())
+    if not on_gpu():
+        return f"Planes are read by the {kernels.kernel_reason()}"
+    usable, why = triton_decode.available()
     return f"Planes are read by the {why if usable else f'plain torch reference: {why}'}"
 
 

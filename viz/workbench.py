@@ -72,6 +72,8 @@ def swept(of: Scene) -> Sweep:
     Lambda does not enter it, so it is computed once for all of them.
     """
     method = studio.method_of(replace(of.ask, method="idpruner"))
+    if "weights" in method.needs and of.vlm.scorer is None:
+        method = METHODS["idpruner"]
     key = (of.ask.model, of.image.key, of.question, method.scorer, of.k)
     known = SWEEPS.get(key)
     if known is None:

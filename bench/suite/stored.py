@@ -27,7 +27,7 @@ from vlm.words import MARKER_BIAS, MARKER_SHARPNESS, PLACE_SHARE, PLACE_SHARPNES
 ROOT = Path(__file__).resolve().parents[2]
 SCORES = ROOT / "assets/results/scores.jsonl"
 MODEL = "trimlens-*.safetensors"
-BLOCK = 50  # questions that are kept together: a longer run begins with the blocks of a shorter one
+BLOCK = 50  # questions that are kept together; runs share the blocks that they have whole
 
 
 def answered(vlm: Vlm, task: str, asked: list[Item], settings: list[Setting], committed: bool = False) -> dict[Setting, np.ndarray]:
@@ -48,18 +48,11 @@ def _block(vlm: Vlm, task: str, asked: list[Item], settings: list[Setting], comm
     files = {setting: RUNS / "suite" / f"{task.replace(' ', '-')}-{key}.json" for setting, key in keys.items()}
     known = {setting: json.loads(file.read_text())["scores"] for setting, file in files.items() if file.exists()}
     if committed:
-        known = {setting: _committed()[key] for setting, key in keys.items() if key in _committed()} | known
+        known = {setting: _committed()[key]["scores"] for setting, key in keys.items() if key in _committed()} | known
     missing = [setting for setting in settings if setting not in known]
     for setting, scores in run(vlm, asked, missing).items() if missing else ():
         known[setting] = [int(score) if score in (0, 1) else round(score, 4) for score in scores.tolist()]
-        row = {
-            "key": keys[setting],
-            "task": task,
-            "questions": questions,
-            "weights": _weights(setting),
-            "dtype": type_of(vlm),
-            "commit": commit(),
-        }
+        row = {"key": keys[setting], "task": task, "questions": questions, "dtype": type_of(vlm), "commit": commit()}
         said = {name: value for name, value in asdict(setting).items() if value is not None}
         files[setting].parent.mkdir(parents=True, exist_ok=True)
         files[setting].write_text(json.dumps(row | {"setting": said, "scores": known[setting]}))
@@ -67,7 +60,7 @@ def _block(vlm: Vlm, task: str, asked: list[Item], settings: list[Setting], comm
 
 
 def gather(limit: int = 500) -> int:
-    """Puts what runs/suite holds of the suite's blocks into SCORES, without what was answered by other weights or asked before.
+    """Puts what runs/suite holds of the suite's blocks into SCORES; what other weights answered, or was asked before, goes.
 
     Returns how many rows there are.
     """
@@ -78,23 +71,32 @@ def gather(limit: int = 500) -> int:
         asked = items(task, limit, SEED)
         blocks = [asked[start : start + BLOCK] for start in range(0, limit, BLOCK)]
         places |= {_digest(block): index for index, block in enumerate(blocks)}
-    weights = [[_hash(MODEL), scorer] for scorer in ("", _hash(FILE))]
-    fit = {row["key"]: row for row in rows if row["questions"] in places and row["weights"] in weights}
+    fit = {row["key"]: row for row in rows if row["questions"] in places and row["key"] == _key_of(row)}
     ordered = sorted(fit.values(), key=lambda row: (row["task"], str(row["setting"]), places[row["questions"]]))
     SCORES.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in ordered))
     return len(ordered)
 
 
+def answered_at() -> list[str]:
+    """The commits at which the answers of SCORES, and those still to come, were given."""
+    return sorted({row["commit"] for row in _committed().values()} | {commit()})
+
+
 @cache
-def _committed() -> dict[str, list[float]]:
+def _committed() -> dict[str, dict]:
     rows = SCORES.read_text().splitlines() if SCORES.exists() else []
-    return {row["key"]: row["scores"] for row in map(json.loads, rows)}
+    return {row["key"]: row for row in map(json.loads, rows)}
 
 
 def _weights(setting: Setting) -> tuple[str, str]:
     """Of the model, and of its scorer where the setting has it: another scorer changes nothing for the rest."""
     scorer = setting.method in METHODS and "weights" in setting.configured().needs
     return _hash(MODEL), _hash(FILE) if scorer else ""
+
+
+def _key_of(row: dict) -> str:
+    """The key that a row would have now."""
+    return _key(row["questions"], Setting(**row["setting"]), row["dtype"])
 
 
 def _key(questions: str, setting: Setting, dtype: str) -> str:

@@ -26,8 +26,13 @@ def decode_attention(
     """softmax(scale q.K) V of one query per head, by the fastest kernel there is; see :func:`reference.decode_attention`."""
     reference.check(q, store, mode, mask)
     if unserved(q, store, dtype) is None:
-        kernel = triton_decode if q.is_cuda else fast
-        return kernel.decode_attention(q, store, mode, mask, scale)
+        if not q.is_cuda:
+            return fast.decode_attention(q, store, mode, mask, scale)
+        try:
+            with torch.cuda.device(q.device):
+                return triton_decode.decode_attention(q, store, mode, mask, scale)
+        except RuntimeError as error:  # a launch that this GPU has no room for
+            triton_decode.give_up(error)
     return reference.decode_attention(q, store, mode, mask, scale, dtype)
 
 
@@ -45,7 +50,10 @@ def reason(q: torch.Tensor, store: Store) -> str:
 
 
 def _ready(q: torch.Tensor, store: Store) -> tuple[bool, str]:
-    return triton_decode.available() if q.is_cuda else warming.ready(store.format)
+    if not q.is_cuda:
+        return warming.ready(store.format)
+    usable, why = triton_decode.available()
+    return usable, why if usable else f"plain torch reference: {why}"
 
 
 def kernel_reason(format: str = "fixed") -> str:

@@ -70,7 +70,7 @@ def unserved(q: torch.Tensor, store: Store, dtype: torch.dtype = torch.float32) 
 def decode_attention(
     q: torch.Tensor, store: Store, mode: Mode, mask: torch.Tensor | None = None, scale: float | None = None
 ) -> tuple[torch.Tensor, Trace]:
-    """As :func:`kvquant.kernels.reference.decode_attention`, for requests that are not :func:`unserved`.
+    """As :func:`kvquant.kernels.reference.decode_attention`, for requests on a CPU that are not :func:`unserved`.
 
     Raises ValueError as the reference does.
     """

@@ -20,15 +20,26 @@ from kvquant.kernels import reference
 from kvquant.modes import Certified, Exact, Mode, Trace
 from kvquant.store import Store
 
+_failures: list[str] = []
+
 
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on the CPU; set before triton is first imported. For tests only."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@lru_cache(maxsize=1)
 def available() -> tuple[bool, str]:
     """Whether the kernels run here, and why, in one sentence. Compiles and tries them on the first call."""
+    return (False, _failures[0]) if _failures else _tried()
+
+
+def give_up(error: Exception) -> None:
+    """After a failure in use: from now on the kernels are not available, for this reason."""
+    _failures.append(f"no Triton kernel: it failed in use ({type(error).__name__}: {error}).")
+
+
+@lru_cache(maxsize=1)
+def _tried() -> tuple[bool, str]:
     if not (interpreted() or torch.cuda.is_available()):
         return False, "no Triton kernel: there is no NVIDIA GPU here."
     try:

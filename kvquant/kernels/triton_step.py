@@ -32,7 +32,7 @@ class Step:
         slots = triton.cdiv(n, rows) + 1  # the whole tokens come first
         self.grid, self.per_head = (self.pairs, slots - 1), (self.pairs, group)
         gp, dp = (max(16, triton.next_power_of_2(size)) for size in (group, dim))
-        self.out = torch.empty_like(q)
+        self.out = torch.empty_like(q, memory_format=torch.contiguous_format)
         tail = {name: store.tail[name] for name in ("k", "v")}
         self.names = {
             "q": q.contiguous(),

@@ -18,7 +18,7 @@ def one_model(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kv_events, "is_open", lambda name: True)
     monkeypatch.setattr(studio, "MAX_NEW_TOKENS", 5)
     monkeypatch.setattr(studio, "PACE", 0.0)
-    for name in ("RUNS", "CAPTURES"):
+    for name in ("RUNS", "CAPTURES", "EXPLAINED"):
         monkeypatch.setattr(kv_events, name, studio.Results(4))
     return vlm
 

@@ -1,5 +1,6 @@
 """The compiled CPU kernel: it answers as the reference does, keeps its bounds, counts what it reads, and stands behind the door."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -222,12 +223,32 @@ def test_what_it_cannot_serve_goes_to_the_reference_with_a_reason(monkeypatch):
 def test_a_gpu_is_served_by_triton_where_it_is_usable(monkeypatch):
     _, k, v = problem(0, length=200, dim=64)
     store, on_gpu = stored("fixed", k, v), SimpleNamespace(device=torch.device("cuda"), is_cuda=True)
-    assert reason(on_gpu, store).startswith("no Triton kernel")
+    monkeypatch.setattr(triton_decode, "available", lambda: (False, "no Triton kernel."))
+    assert reason(on_gpu, store) == "plain torch reference: no Triton kernel."
     monkeypatch.setattr(triton_decode, "available", lambda: (True, "Triton kernel."))
     assert reason(on_gpu, store) == "Triton kernel."
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(triton_decode, "decode_attention", lambda *request: request)
     monkeypatch.setattr(reference, "check", lambda *request: None)
+    monkeypatch.setattr(reference, "decode_attention", lambda *request: "by the definition")
     assert decode_attention(on_gpu, store, Exact()) == (on_gpu, store, Exact(), None, None)
+
+
+def test_a_launch_that_fails_is_the_last_one(monkeypatch):
+    _, k, v = problem(0, length=200, dim=64)
+    store, on_gpu = stored("fixed", k, v), SimpleNamespace(device=torch.device("cuda"), is_cuda=True)
+
+    def fail(*request):
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(triton_decode, "_failures", [])
+    monkeypatch.setattr(triton_decode, "_tried", lambda: (True, "Triton kernel."))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(triton_decode, "decode_attention", fail)
+    monkeypatch.setattr(reference, "check", lambda *request: None)
+    monkeypatch.setattr(reference, "decode_attention", lambda *request: "by the definition")
+    assert decode_attention(on_gpu, store, Exact()) == "by the definition"
+    assert "shared memory" in reason(on_gpu, store) and not triton_decode.available()[0]
 
 
 @pytest.fixture(scope="module")

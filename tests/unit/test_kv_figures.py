@@ -90,7 +90,7 @@ def test_planed_tokens_are_those_of_the_store(window, prompt):
 @pytest.mark.parametrize("mode", kv_run.MODES)
 def test_a_run_holds_the_bits_of_its_traces_and_the_words_of_its_tokens(mode, monkeypatch):
     monkeypatch.setattr(Answer, "light", lambda answer: answer)
-    run = run_of(mode)
+    run = run_of.__wrapped__(mode)
     prompt, steps = len(run.patch), NEW - 1
     assert run.steps == steps and run.bits.shape == (steps, 2, 3, 2, prompt + steps)
     for step, layers in enumerate(run.answer.traces):
@@ -117,6 +117,7 @@ def test_a_run_of_one_token_is_refused_with_a_sentence():
 
 def test_heat_map_shows_the_mean_per_layer_and_head():
     run = run_of("certified")
+    assert run.answer.traces[0][0].key_bits.shape[-1] == 1, "what is kept of every token is in bits alone"
     chart = kv_figures.heat_map(run)
     for which, shown in enumerate(chart.data):
         cell = np.asarray(shown.z, float)[1, 2]
@@ -297,7 +298,8 @@ def test_speed_paths_compute_the_same_attention_and_take_turns(monkeypatch):
     chart = kv_speed.speed_figure(final, "256 tokens")
     assert "times" in chart.layout.title.text and "theory" in chart.data[-1].name
     monkeypatch.setattr(kv_speed, "on_gpu", lambda: True)
-    assert kv_speed.kernel_reason().startswith("Planes are read by the plain torch reference: no Triton kernel")
+    monkeypatch.setattr(kv_speed.triton_decode, "available", lambda: (False, "no Triton kernel."))
+    assert kv_speed.kernel_reason() == "Planes are read by the plain torch reference: no Triton kernel."
     monkeypatch.setattr(kv_speed.triton_decode, "available", lambda: (True, "Triton kernel."))
     assert kv_speed.kernel_reason() == "Planes are read by the Triton kernel."
     monkeypatch.setattr(kv_speed, "on_gpu", lambda: False)

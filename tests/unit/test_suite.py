@@ -146,6 +146,7 @@ def test_costs_of_settings_and_the_table_as_a_whole(monkeypatch, tmp_path, capsy
     assert "visionselector" not in headline.columns("idpruner", ["all"])
 
     other = record | {"interval": {"uniform": {"0.9": [-9.0, -8.0]}, "idpruner": record["interval"]["idpruner"], "topk": {}}}
+    assert headline.disagreements(record, {"interval": {}}) == ["Nothing was measured by both."]
     assert headline.disagreements(record, record) == [] and len(headline.disagreements(record, other)) == 1
 
     monkeypatch.setattr(stored, "SCORES", tmp_path / "scores.jsonl")
@@ -154,7 +155,7 @@ def test_costs_of_settings_and_the_table_as_a_whole(monkeypatch, tmp_path, capsy
     monkeypatch.setattr(stored, "run", None)  # nothing is left to ask
     assert headline.main([*arguments[:-3], "--committed"]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {**again, "cost": record["cost"]} == record
+    assert {**again, "cost": record["cost"]} == record and record["answered"] == [record["commit"]]
     monkeypatch.setattr(stored, "_hash", lambda names: "of other weights")
     assert stored.gather(limit=2) == 0
 

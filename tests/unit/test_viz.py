@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -139,6 +140,8 @@ def test_a_follow_up_continues_what_every_side_said_itself(one_model, picture):
     assert studio.turns_before(first, True, "tiny", picture, "What is this?") == ()
     before = studio.turns_before(first, True, "tiny", picture, "And where?")
     assert before == ("What is this?",)
+    many = replace(first, question="7?", before=("1?", "2?", "3?", "6?"))
+    assert studio.turns_before(many, True, "tiny", picture, "8?") == ("1?", "3?", "6?", "7?"), "the first prunes the picture"
     run(first)
     said = {key[3]: answer.text for key, answer in studio.ANSWERS.items.items()}
     panel = run(studio.Ask("tiny", picture, "And where?", "idpruner", "norm", 0.3, before))[-1].panel
