@@ -261,8 +261,6 @@ def wire_bits(tab: kv_tab.Tab, asked: list) -> None:
     tab.measure.click(streamed(kv_events.measure), tab.run, outputs, **free)
     # Two timings at once would time each other.
     alone = free | {"concurrency_limit": 1, "trigger_mode": "once"}
-    # Said in the browser: another visitor's timing may take its turn first.
-    tab.time.click(None, None, tab.timed, js=f"() => {json.dumps(kv_events.WAITING)}", api_visibility="private")
     timed = tab.time.click(streamed(kv_events.time_it), timing, outputs, **alone)
     told = [getattr(tab, name) for name in kv_events.TOLD]
     # One that still waits for its turn has not begun anything that could be stopped.

@@ -44,9 +44,6 @@ def progress(share: float, text: str) -> str:
     return f'<div class="tb-progress"><progress max="1" value="{share:.3f}"></progress> {escape(text)}</div>'
 
 
-WAITING = progress(0, "waiting for the cores ...")
-
-
 def telling(name: str, stops: tuple[str, ...] = ()) -> Callable:
     """Of a generator of updates: what goes wrong is told in the component ``name``, and it stops once it is started again.
 

@@ -92,12 +92,12 @@ def test_decode_attention_is_timed_and_a_timing_can_be_stopped(open_page):
     page.locator("#kv-speed > button").click()
     expect(page.locator("#kv-speed .js-plotly-plot .heatmaplayer")).to_be_attached(timeout=30_000)
     page.locator("#kv-time").click()
-    expect(page.locator("#kv-timed .tb-progress")).to_be_visible(timeout=2000)
-    page.locator("#kv-speed").get_by_role("button", name="Cancel").click()
-    expect(page.locator("#kv-timed")).to_contain_text("Stopped", timeout=30_000)
-    page.locator("#kv-time").click()
     expect(page.locator('#kv-timed [data-timed="done"]')).to_be_visible(timeout=ANSWER_LIMIT)
     expect(page.locator("#kv-times .js-plotly-plot .gtitle")).to_contain_text("times", timeout=30_000)
+    page.locator("#kv-time").click()
+    expect(page.locator("#kv-timed .tb-progress")).to_be_visible(timeout=30_000)
+    page.locator("#kv-speed").get_by_role("button", name="Cancel").click()
+    expect(page.locator("#kv-timed")).to_contain_text("Stopped", timeout=30_000)
 
 
 def test_cancel_stops_an_answer(open_page):
