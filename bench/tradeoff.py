@@ -36,9 +36,8 @@ def settings_of(prune: float, steps: int, scorer: str) -> list[list[Setting]]:
     """The settings of every point: MMR at each lambda, then the registry's methods beside it; several seeds where it is random."""
     curve = [[Setting("idpruner", prune, lam=lam, scorer=scorer)] for lam in lambdas(steps).tolist()]
     for key in BESIDE:
-        if key in METHODS:
-            one = Setting(key, prune, scorer=scorer if METHODS[key].takes_scorer else None)
-            curve.append([replace(one, seed=seed) for seed in range(SEEDS)] if METHODS[key].takes_seed else [one])
+        one = Setting(key, prune, scorer=scorer if METHODS[key].takes_scorer else None)
+        curve.append([replace(one, seed=seed) for seed in range(SEEDS)] if METHODS[key].takes_seed else [one])
     return curve
 
 

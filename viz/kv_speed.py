@@ -19,7 +19,7 @@ import torch
 from bench.kv_attention import folded, grouped, stream_rate
 from bench.timing import Timing, measure, summary
 from kvquant import kernels
-from kvquant.kernels import triton_decode, warming
+from kvquant.kernels import warming
 from kvquant.modes import Certified, Exact, Mode, Paper
 from kvquant.store import Store
 from viz.kv_run import describe_mode
@@ -81,10 +81,7 @@ def on_gpu() -> bool:
 
 def kernel_reason() -> str:
     """Which kernel reads the planes, and why, in one sentence."""
-    if not on_gpu():
-        return f"Planes are read by the {kernels.kernel_reason()}"
-    usable, why = triton_decode.available()
-    return f"Planes are read by the {why if usable else f'plain torch reference: {why}'}"
+    return f"Planes are read by the {kernels.triton_ready()[1] if on_gpu() else kernels.kernel_reason()}"
 
 
 def synthetic(

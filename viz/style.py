@@ -23,7 +23,7 @@ COLORS = {
     "mmr training-free": "#e0b000",
 }
 SPARE = ("#0891b2", "#b45309", "#7c3aed", "#65a30d", "#be123c", "#0f766e")
-# Methods of the trade-off that need not be in the registry.
+# Shorter than the registry's.
 LABELS = {"topk-farthest": "Naive hybrid", "dpp": "DPP", "idpruner": "MMR (IDPruner)", "mean-query": "Mean-query attention"}
 
 

@@ -57,7 +57,7 @@ def said(record: dict) -> str:
 def head(record: dict) -> list[str]:
     """The columns' names."""
     costs = ["scoring ms", "selection ms", "first token ms", "peak MB"] if "cost" in record else []
-    return ["method", "kept %", "from", "to", *(task for task in record["unpruned"] if task != "unseen naming"), *costs]
+    return ["method", "kept %", "from", "to", *_tasks(record["unpruned"]), *costs]
 
 
 def rows(record: dict, share: str) -> list[list]:
@@ -67,12 +67,16 @@ def rows(record: dict, share: str) -> list[list]:
         if share not in kept:
             continue
         low, high = record["interval"][key][share]
-        tasks = [value for task, value in record["pruned"][key][share].items() if task != "unseen naming"]
         cost = record.get("cost", {}).get(key, {}).get(share)
-        out.append([name_of(key), kept[share], low, high, *tasks, *_spent(record, cost)])
-    tasks = [value for task, value in record["unpruned"].items() if task != "unseen naming"]
+        out.append([name_of(key), kept[share], low, high, *_tasks(record["pruned"][key][share]).values(), *_spent(record, cost)])
+    tasks = _tasks(record["unpruned"]).values()
     full = [name_of("none"), 100.0, None, None, *tasks, *_spent(record, record.get("cost", {}).get("none", {}).get("0"))]
     return [full, *sorted(out, key=lambda row: -row[1])]
+
+
+def _tasks(by_task: dict[str, float]) -> dict[str, float]:
+    """Those that the mean is of."""
+    return {task: value for task, value in by_task.items() if task != "unseen naming"}
 
 
 def _spent(record: dict, cost: dict | None) -> list:

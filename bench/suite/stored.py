@@ -64,8 +64,7 @@ def gather(limit: int = 500) -> int:
 
     Returns how many rows there are.
     """
-    rows = [json.loads(row) for row in SCORES.read_text().splitlines()] if SCORES.exists() else []
-    rows += [json.loads(file.read_text()) for file in sorted((RUNS / "suite").glob("*.json"))]
+    rows = _rows() + [json.loads(file.read_text()) for file in sorted((RUNS / "suite").glob("*.json"))]
     places = {}
     for task in {row["task"]: None for row in rows}:
         asked = items(task, limit, SEED)
@@ -82,10 +81,14 @@ def answered_at() -> list[str]:
     return sorted({row["commit"] for row in _committed().values()} | {commit()})
 
 
+def _rows() -> list[dict]:
+    """The lines of SCORES."""
+    return [json.loads(row) for row in SCORES.read_text().splitlines()] if SCORES.exists() else []
+
+
 @cache
 def _committed() -> dict[str, dict]:
-    rows = SCORES.read_text().splitlines() if SCORES.exists() else []
-    return {row["key"]: row for row in map(json.loads, rows)}
+    return {row["key"]: row for row in _rows()}
 
 
 def _weights(setting: Setting) -> tuple[str, str]:

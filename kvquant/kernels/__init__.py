@@ -12,7 +12,7 @@ from kvquant.kernels import fast, reference, triton_decode, warming
 from kvquant.modes import Mode, Trace
 from kvquant.store import Store
 
-__all__ = ["decode_attention", "kernel_reason", "reason", "unserved", "warm_up"]
+__all__ = ["decode_attention", "kernel_reason", "reason", "triton_ready", "unserved", "warm_up"]
 
 
 def decode_attention(
@@ -50,8 +50,11 @@ def reason(q: torch.Tensor, store: Store) -> str:
 
 
 def _ready(q: torch.Tensor, store: Store) -> tuple[bool, str]:
-    if not q.is_cuda:
-        return warming.ready(store.format)
+    return triton_ready() if q.is_cuda else warming.ready(store.format)
+
+
+def triton_ready() -> tuple[bool, str]:
+    """Whether a GPU's query is answered by Triton, and which kernel answers it, and why."""
     usable, why = triton_decode.available()
     return usable, why if usable else f"plain torch reference: {why}"
 

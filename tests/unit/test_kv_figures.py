@@ -298,9 +298,9 @@ def test_speed_paths_compute_the_same_attention_and_take_turns(monkeypatch):
     chart = kv_speed.speed_figure(final, "256 tokens")
     assert "times" in chart.layout.title.text and "theory" in chart.data[-1].name
     monkeypatch.setattr(kv_speed, "on_gpu", lambda: True)
-    monkeypatch.setattr(kv_speed.triton_decode, "available", lambda: (False, "no Triton kernel."))
+    monkeypatch.setattr(kv_speed.kernels.triton_decode, "available", lambda: (False, "no Triton kernel."))
     assert kv_speed.kernel_reason() == "Planes are read by the plain torch reference: no Triton kernel."
-    monkeypatch.setattr(kv_speed.triton_decode, "available", lambda: (True, "Triton kernel."))
+    monkeypatch.setattr(kv_speed.kernels.triton_decode, "available", lambda: (True, "Triton kernel."))
     assert kv_speed.kernel_reason() == "Planes are read by the Triton kernel."
     monkeypatch.setattr(kv_speed, "on_gpu", lambda: False)
     monkeypatch.setattr(kv_speed.kernels, "kernel_reason", lambda: "compiled kernel.")
