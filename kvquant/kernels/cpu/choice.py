@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvquant.kernels.cpu.numbers import as_bits, jit, line
+from kvquant.kernels.cpu.numbers import as_bits, jit, larger, line
 
 STEPS, WIDTH = 4, 5
 BELOW = WIDTH * (STEPS - 1)
@@ -44,7 +44,7 @@ def survey(p, floor, squares, top):
             t += y if x < b else np.float32(0)
             u += y if x < c else np.float32(0)
             v += y if x < d else np.float32(0)
-            top[i] = max(top[i], x)
+            top[i] = larger(top[i], x)
         parts[0], parts[1], parts[2], parts[3] = v, u, t, s
         for k in range(STEPS):
             squares[j, WIDTH * k] += parts[k]

@@ -43,13 +43,18 @@ HEADS = 8
 CHUNK = 4 * LANES  # bytes of a row that are turned at once
 VNNI = has_vnni()
 WORDS = not VNNI and has("avx2")
-# Columns of 16-bit sums in one go: four registers each, of 16.
-TILE = 3
+# Bytes of a turned digit: for 16-bit products they are widened once, not once for every few heads.
+WIDTH = 2 if WORDS else 1
+# Columns of 16-bit sums in one go, and of how many of the four registers of four rows each: 12 sums and what is multiplied are all
+# that the 16 registers of AVX2 hold.
+TALL, BROAD = (3, 4), (6, 2)
 
 
 @intrinsic
 def turn_rows(typing_context, plane, dim, tokens, offset, out):
-    """Bytes offset..offset+63 of 16 int8 rows, plus 128 (not with WORDS), as out [16 fours of channels, 16 rows, 4].
+    """Bytes offset..offset+63 of 16 int8 rows, plus 128, as out [16 fours of channels, 16 rows, 4].
+
+    With WORDS they stay as they are, as int16.
 
     plane: of rows of ``dim`` bytes; tokens: the address of 16 int64 row numbers, not written just before: what was stored with
     wide instructions cannot be loaded piece by piece until it has reached the cache, which made this three times slower.
@@ -66,7 +71,9 @@ def turn_rows(typing_context, plane, dim, tokens, offset, out):
             for lane, row in enumerate(_turned_lanes(builder, [four[d] for four in y])):
                 x[4 * lane + d] = row
         for i, row in enumerate(x):
-            store(builder, row, out, 4 * LANES * i)
+            if WORDS:
+                row = builder.sext(builder.bitcast(row, vector(I8, CHUNK)), vector(I16, CHUNK))
+            store(builder, row, out, WIDTH * CHUNK * i)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), codegen
@@ -100,8 +107,9 @@ def _turned_lanes(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]
 def turned_dots(typing_context, turned, plane, dim, wanted, query, pitch, start, fours, out, stride, heads, digits):
     """The dot products of 16 turned rows with 1 to 8 heads' queries: with the first two ``digits`` (2), or all three.
 
-    turned: bytes [fours, 16, 4]; wanted: the address of the numbers of 16 rows of the plane that will be turned next; query: int8
-    [fours, heads, 3, 4] (with WORDS the first two of three are int16 [4]), ``pitch`` bytes per four; start: int32 [heads, 3];
+    turned: [fours, 16, 4], as :func:`turn_rows` leaves it; wanted: the address of the numbers of 16 rows of the plane that will be
+    turned next; query: int8 [fours, heads, 3, 4] (with WORDS the first two of three are int16 [4]), ``pitch`` bytes per four;
+    start: int32 [heads, 3];
     out: float32 [heads, 16], ``stride`` bytes per head, in units of the last digit used.
     """
 
@@ -154,23 +162,30 @@ def _word_dots(builder, turned, plane, dim, wanted, query, pitch, start, fours, 
     """As :func:`_dots`, in 16-bit products; two sums of every row stay apart until the end. start: not used."""
     columns = [(j, low) for j in range(heads) for low in range(digits - 1)]
     done = []
-    for first in range(0, len(columns), TILE):
-        tile = columns[first : first + TILE]
-        sums = [[cgutils.alloca_once_value(builder, ir.Constant(vector(I32, 8), [0] * 8)) for _ in range(4)] for _ in tile]
-        with cgutils.for_range(builder, fours, intp=I64) as loop:
-            row = builder.add(query, builder.mul(loop.index, pitch))
-            if first == 0:
-                _fetch_next(builder, plane, dim, wanted, loop.index)
-            numbers = [builder.bitcast(_four(builder, row, 12 * j, low), vector(I16)) for j, low in tile]
-            place = builder.mul(loop.index, index(CHUNK))
-            for part in range(4):
-                at = builder.add(place, index(LANES * part))
-                keys = builder.sext(load(builder, vector(I8), turned, at), vector(I16))
-                for number, totals in zip(numbers, sums, strict=True):
-                    total = builder.add(builder.load(totals[part]), word_dot(builder, keys, number))
-                    builder.store(total, totals[part])
-        done += [_row_sums(builder, [builder.load(total) for total in totals]) for totals in sums]
+    while len(done) < len(columns):
+        count, parts = TALL if len(columns) - len(done) <= TALL[0] else BROAD
+        tile, halves = columns[len(done) :][:count], []
+        for part in range(0, 4, parts):
+            ahead = (plane, dim, wanted) if not done and not part else None
+            halves.append(_word_tile(builder, turned, query, pitch, fours, tile, range(part, part + parts), ahead))
+        done += [_row_sums(builder, [x for half in column for x in half]) for column in zip(*halves, strict=True)]
     _write(builder, [(j, total) for (j, _), total in zip(columns, done, strict=True)], out, stride)
+
+
+def _word_tile(builder, turned, query, pitch, fours, columns, parts, ahead):
+    """Sums of every column, for each of ``parts`` (four rows), int32 [8]: two of each row, still apart."""
+    sums = [[cgutils.alloca_once_value(builder, ir.Constant(vector(I32, 8), [0] * 8)) for _ in parts] for _ in columns]
+    with cgutils.for_range(builder, fours, intp=I64) as loop:
+        row = builder.add(query, builder.mul(loop.index, pitch))
+        if ahead:
+            _fetch_next(builder, *ahead, loop.index)
+        place = builder.add(turned, builder.mul(loop.index, index(WIDTH * CHUNK)))
+        keys = [load(builder, vector(I16), place, WIDTH * LANES * part) for part in parts]
+        for (j, low), totals in zip(columns, sums, strict=True):
+            number = builder.bitcast(_four(builder, row, 12 * j, low), vector(I16))
+            for key, total in zip(keys, totals, strict=True):
+                builder.store(builder.add(builder.load(total), word_dot(builder, key, number)), total)
+    return [[builder.load(total) for total in totals] for totals in sums]
 
 
 def _four(builder, row, place, low):

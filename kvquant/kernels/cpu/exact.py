@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from kvquant.kernels.cpu.bound import DIGIT, MARGIN
-from kvquant.kernels.cpu.numbers import address, exp2, jit, line
+from kvquant.kernels.cpu.dots import WIDTH
+from kvquant.kernels.cpu.numbers import address, exp2, jit, largest, line
 from kvquant.kernels.cpu.passes import k_steps, query_of, tail_output, tail_weights, v_steps
 from kvquant.kernels.cpu.rows import AHEAD
 from kvquant.kernels.cpu.scores import LOW, MASKED, row_dots
@@ -30,14 +31,12 @@ def exact_part(planes, ask, wave, w, row, u, first, n, t, turned, tokens):
     steps, v_step = k_steps(planes, row)[first : first + n], v_steps(planes, row)[first : first + n]
     for j in range(group):
         low, high, unit, shift = line(t[0], j)[:n], line(t[1], j)[:n], query.unit[j], query.shift[j]
-        peak = wave.peaks[w, u, j]
         for i in range(n):
             high[i] = (high[i] + low[i] * (np.float32(256.0) * LOW)) * steps[i] * unit + shift
         if len(seen):
             for i in range(n):
                 high[i] = high[i] if seen[first + i] else MASKED
-        for i in range(n):
-            peak = max(peak, high[i])
+        peak = max(wave.peaks[w, u, j], largest(high))
         fade = exp2(wave.peaks[w, u, j] - peak)
         wave.peaks[w, u, j] = peak
         total, by_k, by_v = np.float32(0), np.float32(0), np.float32(0)
@@ -73,7 +72,7 @@ def exact_unit(planes, ask, wave, w, row, u, size):
     wave.rest[w, u] = 0
     wave.sums[w, u] = 0
     group = ask.query.shape[1]
-    t, turned, tokens = np.empty((2, group, PART), np.float32), np.empty(16 * planes.dim, np.uint8), np.arange(PART + AHEAD)
+    t, turned, tokens = np.empty((2, group, PART), np.float32), np.empty(16 * WIDTH * planes.dim, np.uint8), np.arange(PART + AHEAD)
     stop = min((u + 1) * size, planes.tokens)
     for first in range(u * size, stop, PART):
         exact_part(planes, ask, wave, w, row, u, first, min(PART, stop - first), t, turned, tokens)

@@ -46,13 +46,17 @@ def _packed(builder: ir.IRBuilder, channel: ir.Value, half: ir.Value) -> tuple[i
 def half_numbers(bits: int):
     """``numbers`` of kvquant.kernels.cpu.rows.row_adder for rows of V of which ``bits`` are read."""
 
-    def numbers(builder, planes, dim, token, channel):
-        half = builder.lshr(dim, index(1))
-        byte, shift = _packed(builder, channel, half)
-        high = builder.add(builder.add(planes[0], builder.mul(dim, token)), channel)
-        packed = [builder.add(builder.add(plane, builder.mul(half, token)), byte) for plane in planes[1:]]
-        at = [(builder.add(high, index(o)), tuple(builder.add(p, index(o)) for p in packed)) for o in (0, LANES)]
-        return [_whole(builder, bits, *place, shift) for place in at]
+    def numbers(builder, planes, dim, token, channel, parts):
+        half, found = builder.lshr(dim, index(1)), []
+        for part in range(parts):
+            place = builder.add(channel, index(LANES * part))
+            if part % 2 == 0:  # 32 channels lie in the same halves of their bytes, as dim is a multiple of 64
+                byte, shift = _packed(builder, place, half)
+            high = builder.add(builder.add(planes[0], builder.mul(dim, token)), place)
+            offset = builder.add(byte, index(LANES * (part % 2)))
+            packed = tuple(builder.add(builder.add(plane, builder.mul(half, token)), offset) for plane in planes[1:])
+            found.append(_whole(builder, bits, high, packed, shift))
+        return found
 
     return numbers
 

@@ -38,12 +38,10 @@ def write_bits(known, key_bits, value_bits, counts):
 
     counts: int64 [3], rows read of K's low, V's high and V's low plane.
     """
-    fine, read, low = 0, 0, 0
+    fine, read, low = np.int32(0), np.int32(0), np.int32(0)
     for i in range(len(known)):
-        fine += known[i] & 1
-        read += (known[i] >> 1) & 1
-        low += known[i] >> 2
+        bits = np.int32(known[i])
+        k, v, f = np.int32(bits & 1), np.int32((bits >> 1) & 1), np.int32(bits >> 2)
+        fine, read, low = np.int32(fine + k), np.int32(read + v), np.int32(low + f)
+        key_bits[i], value_bits[i] = np.float32(np.int32(8 + 8 * k)), np.float32(np.int32(8 * (v + f)))
     counts[0], counts[1], counts[2] = fine, read, low
-    for i in range(len(known)):
-        key_bits[i] = np.float32(8 + 8 * (known[i] & 1))
-        value_bits[i] = np.float32(8 * (((known[i] >> 1) & 1) + (known[i] >> 2)))

@@ -7,9 +7,9 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from kvquant.kernels.cpu.compiling import jit
-from kvquant.kernels.cpu.vectors import as_bits, as_float
+from kvquant.kernels.cpu.vectors import as_bits, as_float, larger
 
-__all__ = ["address", "as_bits", "exp2", "floats", "jit", "line", "signed_bytes"]
+__all__ = ["address", "as_bits", "exp2", "floats", "jit", "larger", "largest", "line", "signed_bytes"]
 
 
 def _pointer(kind):
@@ -51,10 +51,20 @@ def signed_bytes(address, count):
 
 
 @jit
+def largest(row):
+    """The largest number of a float32 array; nothing is smaller than -1e30, which an empty one gives."""
+    most = np.float32(-1e30)
+    for i in range(len(row)):
+        most = larger(most, row[i])
+    return most
+
+
+@jit
 def exp2(x):
     """2**x, float32, to 2e-7; x below -126 counts as -126. In numba exp is a call for every number, which no loop survives."""
-    x = max(x, np.float32(-126.0))
-    whole = np.int32(x + np.float32(128.5)) - np.int32(128)
+    x = larger(x, np.float32(-126.0))
+    # numba's difference of int32 is an int64, which AVX2 makes a float32 one by one.
+    whole = np.int32(np.int32(x + np.float32(128.5)) - np.int32(128))
     f = x - np.float32(whole)
     y = np.float32(1.5403530e-4) * f + np.float32(1.33335581e-3)
     y = y * f + np.float32(9.61812911e-3)

@@ -70,11 +70,13 @@ def _read_part(planes, ask, wave, w, row, u, first, stop, slope, cubic, room):
     high_plane, low_plane = planes.v_high + place * dim, planes.v_low + place * dim
     high, fine = (high_plane, high_plane, high_plane), (low_plane, low_plane, low_plane)
     s.marks_of(known, room.marks)
-    s.squares_of(high_plane, tokens[0, :near], dim, room.marks[s.SQUARE])
     s.add_score_sums(p, room.y, k_step, room.marks, wave.sums[w, u])
-    s.add_value_sums(p, v_step, room.marks, room.weights, wave.sums[w, u], wave.best[w, u])
+    s.weigh(p, v_step, room.weights)
     s.add_rows(planes.add_high, high, tokens[0], near, room.weights, dim, wave.near[w, u])
+    # After their sum has brought these rows to the cache, line by line ahead of its use.
+    s.squares_of(high_plane, tokens[0, :near], dim, room.marks[s.SQUARE])
     s.add_rows(planes.add_high, high, tokens[1], other, room.weights, dim, wave.rest[w, u])
+    s.add_value_sums(p, v_step, room.marks, room.weights, tokens[0, :near], wave.sums[w, u], wave.best[w, u])
     if low:
         part = np.zeros((group, dim), np.float32)
         s.add_rows(planes.add_high, fine, tokens[2], low, room.weights, dim, part)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvquant.kernels.cpu.dots import HEADS
-from kvquant.kernels.cpu.numbers import address, exp2, floats, jit, line
+from kvquant.kernels.cpu.dots import HEADS, WIDTH
+from kvquant.kernels.cpu.numbers import address, exp2, floats, jit, largest, line
 from kvquant.kernels.cpu.rows import AHEAD
 from kvquant.kernels.cpu.vectors import call_at
 from kvquant.planes import BASE
@@ -29,9 +29,7 @@ def exponentials(row, visible, first):
     if len(visible):
         for i in range(len(row)):
             row[i] = row[i] if visible[first + i] else MASKED
-    peak, total = MASKED, np.float32(0.0)
-    for i in range(len(row)):
-        peak = max(peak, row[i])
+    peak, total = largest(row), np.float32(0.0)
     for i in range(len(row)):
         row[i] = exp2(row[i] - peak)
         total += row[i]
@@ -45,7 +43,7 @@ def row_dots(turn, dots, plane, tokens, turned, dim, digits, start, group, used,
     tokens: the address of their numbers, int64 [16], and of those of 16 rows wanted next; used: digits of the query.
     """
     for channel in range(0, dim, 64):
-        call_at(turn, (plane, dim, tokens, channel, turned + 16 * channel))
+        call_at(turn, (plane, dim, tokens, channel, turned + 16 * WIDTH * channel))
     for head in range(0, group, HEADS):
         count = min(group - head, HEADS)
         place = 12 * head
@@ -61,7 +59,7 @@ def high_weights(plane, steps, first, stop, query, visible, weights, peaks, tota
     [tokens], or [0] where all are.
     """
     group, dim = len(query.unit), query.dim
-    tokens, turned = np.arange(32), np.empty(16 * dim, np.uint8)
+    tokens, turned = np.arange(32), np.empty(16 * WIDTH * dim, np.uint8)
     for i in range(first, stop, 16):
         place, rows = address(weights) + 4 * i, plane + dim * i
         query_of = (dim, query.digits, query.start, group, 2, place, weights.strides[0])
@@ -84,7 +82,7 @@ def refine(chosen, count, low, steps, query, weights):
         return
     chosen[count : count + AHEAD] = chosen[count - 1]
     group, dim = len(query.unit), query.dim
-    turned, out, step = np.empty(16 * dim, np.uint8), np.empty((group, SHARE), np.float32), np.empty(SHARE, np.float32)
+    turned, out, step = np.empty(16 * WIDTH * dim, np.uint8), np.empty((group, SHARE), np.float32), np.empty(SHARE, np.float32)
     for first in range(0, count, SHARE):
         here = min(SHARE, count - first)
         for i in range(0, here, 16):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvquant.kernels.cpu.numbers import address, jit, line, signed_bytes
+from kvquant.kernels.cpu.numbers import address, jit, larger, line, signed_bytes
 from kvquant.kernels.cpu.rows import GO, HEADS
 from kvquant.kernels.cpu.vectors import call_at
 
@@ -33,7 +33,7 @@ def score_weights(p, steps, slope, cubic, limit, y, top):
         for i in range(len(row)):
             delta = a * steps[i]
             out[i] = row[i] * steps[i] * (one + delta * (half + delta * (sixth + delta * c)))
-            top[i] = max(top[i], out[i] * inverse)
+            top[i] = larger(top[i], out[i] * inverse)
 
 
 @jit
@@ -43,7 +43,7 @@ def largest_over(p, limit, top):
     for j in range(len(p)):
         row, inverse = line(p, j), np.float32(1.0) / limit[j]
         for i in range(len(row)):
-            top[i] = max(top[i], row[i] * inverse)
+            top[i] = larger(top[i], row[i] * inverse)
 
 
 @jit
@@ -52,7 +52,8 @@ def marks_of(known, marks):
     rough, missing, half, close = line(marks, ROUGH), line(marks, MISSING), line(marks, HALF), line(marks, CLOSE)
     marks[SQUARE] = 0
     for i in range(len(known)):
-        k, v, f = np.float32(known[i] & 1), np.float32((known[i] >> 1) & 1), np.float32(known[i] >> 2)
+        bits = np.int32(known[i])
+        k, v, f = np.float32(np.int32(bits & 1)), np.float32(np.int32((bits >> 1) & 1)), np.float32(np.int32(bits >> 2))
         rough[i], missing[i], half[i], close[i] = np.float32(1) - k, np.float32(1) - v, v - f, k * v
 
 
@@ -96,19 +97,25 @@ def add_score_sums(p, y, k_steps, marks, sums):
 
 
 @jit
-def add_value_sums(p, v_steps, marks, weights, sums, best):
-    """Adds the sums over rows of V that are read; weights float32 [g, n] become p times V's step.
+def weigh(p, v_steps, weights):
+    """weights float32 [g, n] become p times V's step: of the rows of V as they are stored."""
+    for j in range(len(p)):
+        row, weight = line(p, j), line(weights, j)
+        for i in range(len(row)):
+            weight[i] = row[i] * v_steps[i]
 
-    best: float32 [g], becomes at least the largest p of a near token; its loop is apart because a maximum among sums is not
-    vectorised.
+
+@jit
+def add_value_sums(p, v_steps, marks, weights, near_tokens, sums, best):
+    """Adds the sums over rows of V that are read; weights: of :func:`weigh`.
+
+    near_tokens: the list of near tokens; best: float32 [g], becomes at least the largest p of them.
     """
     missing, half, close, square = line(marks, MISSING), line(marks, HALF), line(marks, CLOSE), line(marks, SQUARE)
     for j in range(len(p)):
         row, weight, most = line(p, j), line(weights, j), best[j]
-        for i in range(len(row)):
-            weight[i] = row[i] * v_steps[i]
-        for i in range(len(row)):
-            most = max(most, row[i] * close[i])
+        for t in near_tokens:
+            most = max(most, row[t])
         best[j] = most
         c1, c2, f1 = np.float32(0), np.float32(0), np.float32(0)
         near, near2, length = np.float32(0), np.float32(0), np.float32(0)

@@ -131,6 +131,21 @@ def as_float(typing_context, bits):
 
 
 @intrinsic
+def larger(typing_context, a, b):
+    """The larger of two float32, neither nan.
+
+    numba's max is a branch, which as vector code for AVX2 becomes a masked store: a dozen cycles on AMD's processors.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        kind = ir.FunctionType(F32, [F32, F32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.maxnum.f32")
+        return builder.call(function, arguments, fastmath=("nnan", "nsz"))
+
+    return types.float32(types.float32, types.float32), codegen
+
+
+@intrinsic
 def take_number(typing_context, counter):
     """Adds one to the int64 at an address, and returns what it was: the next piece of work, for threads that share them."""
 
