@@ -2,7 +2,8 @@
 
 Decode-time teacher forcing on the embedded model. A context is prefilled once with the default cache, whose K and V every
 other cache then stores its own way; the tokens that follow are forced one at a time through all of them, and each one's logits
-are compared with the default cache's (float32, every bit). A prefill-only perplexity would never touch a decode path.
+are compared with the default cache's (float32, every bit); a step of all caches is one step of the model (bench.kv_abreast). A
+prefill-only perplexity would never touch a decode path.
 
 Text: files that ship with Debian and Python (bench.texts), 768 tokens of context, 128 forced. Images: held-out scenes of
 448 x 448 (256 visual tokens), the right answer forced. Rows of one batch are equally long, so nothing is padded.
@@ -36,10 +37,10 @@ import torch
 from PIL import Image
 from transformers import Cache, DynamicCache
 
+from bench.kv_abreast import Abreast, abreast
 from bench.kv_rounding import Fp8, Int8, Truncated, rounded_cache
 from bench.suite.tasks import SEED
 from bench.texts import windows
-from kvquant.attention import reading
 from kvquant.cache import KVCache, Setting
 from kvquant.kernels import kernel_reason, warm_up
 from kvquant.modes import Certified, Exact, Paper
@@ -70,6 +71,7 @@ UNIFORM = {
     "int8": Int8,
 }
 MODES = (*OURS, *UNIFORM)
+BENCH = ("abreast", "quality", "rounding")
 
 
 @dataclass
@@ -128,21 +130,22 @@ def read_by(cache: Cache, numbers: int) -> tuple[int, float]:
 def force(model, batch: Batch, modes: tuple[str, ...], deadline: float = math.inf) -> dict[str, Tally]:
     """Forces the batch through the default cache ("default") and all ``modes`` side by side, up to the deadline."""
     base, tallies = DynamicCache(), {mode: Tally() for mode in ("default", *modes)}
-    with reading(model):
+    with abreast(model):
         model(**batch.prompt.kwargs(), past_key_values=base, logits_to_keep=1)
-        caches: dict[str, Cache] = {mode: new_cache(mode, model) for mode in modes}
-        for cache in caches.values():
+        caches: dict[str, Cache] = {"default": base} | {mode: new_cache(mode, model) for mode in modes}
+        for mode in modes:
             for index, layer in enumerate(base.layers):
-                cache.update(layer.keys, layer.values, index)
+                caches[mode].update(layer.keys, layer.values, index)
+        every = Abreast(list(caches.values()))
         for step in range(batch.forced.shape[1] - 1):
-            place = batch.prompt.position_ids[..., -1:] + 1 + step
+            place = (batch.prompt.position_ids[..., -1:] + 1 + step).repeat(1, len(caches), 1)
             token, target = batch.forced[:, step : step + 1], batch.forced[:, step + 1]
             alive = step + 1 < batch.lengths
+            all_logits = model(token.repeat(len(caches), 1), position_ids=place, past_key_values=every).logits[:, -1]
             reference = None
-            for mode, cache in {"default": base, **caches}.items():
-                logits = model(token, position_ids=place, past_key_values=cache).logits[alive, -1]
+            for (mode, cache), logits in zip(caches.items(), all_logits.chunk(len(caches)), strict=True):
                 # float64: differences of 1e-7 would drown in float32 sums over 49152 tokens.
-                found = logits.double().log_softmax(-1)
+                found = logits[alive].double().log_softmax(-1)
                 reference = found if reference is None else reference
                 k = base.layers[0].keys
                 numbers = 2 * k.numel() * len(base.layers)
@@ -212,7 +215,7 @@ def open_model() -> Vlm:
 def fingerprint(arguments: argparse.Namespace) -> str:
     """Changes with the settings, the code that stores and reads, this bench, and the model."""
     digest = hashlib.sha256(repr((arguments.batch, arguments.context, arguments.steps, MODES, embedded.card())).encode())
-    for path in [*sorted((ROOT / "kvquant").rglob("*.py")), *sorted(Path(__file__).parent.glob("kv_[qr]*.py"))]:
+    for path in [*sorted((ROOT / "kvquant").rglob("*.py")), *(ROOT / f"bench/kv_{name}.py" for name in BENCH)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
