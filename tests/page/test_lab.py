@@ -1,10 +1,13 @@
 """The reading tools as a visitor meets them: closed and idle at first, then pointed at, clicked and dragged."""
 
 import re
+import time
 
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 from tests.page.test_page import ANSWER_LIMIT, kept, wait_for_answers
+from training import world
 
 PLOT = "#tradeoff-plot .js-plotly-plot"
 # Where the points of MMR are on the screen, by rising lambda.
@@ -13,6 +16,11 @@ POINTS = """() => {
   const { left, top } = plot.querySelector('.nsewdrag').getBoundingClientRect();
   const mmr = plot._fullData.find((trace) => trace.name === 'MMR over lambda');
   return mmr.x.map((x, i) => [left + xaxis.d2p(x), top + yaxis.d2p(mmr.y[i]), mmr.customdata[i][3]]);
+}"""
+# The importance that each of them keeps.
+HEIGHTS = """() => {
+  const plot = document.querySelector('#tradeoff-plot .js-plotly-plot');
+  return Array.from(plot?._fullData?.find((trace) => trace.name === 'MMR over lambda')?.y ?? []);
 }"""
 RING = "document.querySelector('#tradeoff-plot .js-plotly-plot')?.data.find((t) => t.name === 'In use')?.customdata[0][3]"
 
@@ -75,6 +83,23 @@ def test_a_point_shows_its_patches_and_a_click_makes_the_page_use_it(open_page):
     wait_for_answers(page)
     page.locator("#tradeoff-axis label").filter(has_text="Coverage").click()
     page.wait_for_function(f"document.querySelector('{PLOT}')?.layout.xaxis.title.text.includes('Cosine')", timeout=60_000)
+
+
+def test_the_trade_off_of_an_uploaded_picture_is_drawn_at_once(open_page, tmp_path):
+    page = open_page(1400, 1200)
+    open_lab(page)
+    wait_for_answers(page)
+    before = page.evaluate(HEIGHTS)
+    drawn = Image.fromarray(world.draw(world.rng_for(7, 11), (448, 448)).image)
+    drawn.save(tmp_path / "mine.png")
+    page.locator("#picture button[aria-label*='lear' i], #picture button[aria-label*='emove' i]").first.click()
+    began = time.perf_counter()
+    page.locator("#picture input[type=file]").first.set_input_files(tmp_path / "mine.png")
+    page.wait_for_function(f"before => JSON.stringify(({HEIGHTS})()) !== JSON.stringify(before)", arg=before, timeout=30_000)
+    print(f"{time.perf_counter() - began:.2f} s from the upload to its trade-off, both answers written meanwhile")
+    # Without a pointer the map shows what is in use, of the new picture.
+    expect(page.locator("#tradeoff-map .tl-caption")).to_contain_text("lambda 0.5: 64 patches hold")
+    assert len(page.evaluate(HEIGHTS)) == len(before) == 21
 
 
 def test_feature_space_follows_the_slider_and_the_pointer_without_a_request(open_page):
