@@ -49,6 +49,8 @@ def join_half(high: torch.Tensor, middle: torch.Tensor | None, low: torch.Tensor
 
     middle, low: uint8 of high's shape, ignored where unread, None where nobody reads them. Returns float16.
     """
+    if isinstance(bits, int) and bits == 16:  # nothing is filled in: the two bytes of a half, the lower first
+        return torch.stack([low | middle << 4, high], dim=-1).view(torch.float16)[..., 0]
     bits = torch.as_tensor(bits, device=high.device)
     fill = torch.where(high & 124 == 124, 0, 8)
     middle = fill if middle is None else torch.where(bits >= 12, middle, fill)
