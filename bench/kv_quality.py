@@ -215,7 +215,7 @@ def open_model() -> Vlm:
 def fingerprint(arguments: argparse.Namespace) -> str:
     """Changes with the settings, the code that stores and reads, this bench, and the model."""
     digest = hashlib.sha256(repr((arguments.batch, arguments.context, arguments.steps, MODES, embedded.card())).encode())
-    for path in [*sorted((ROOT / "kvquant").rglob("*.py")), *(ROOT / f"bench/kv_{name}.py" for name in BENCH)]:
+    for path in [*sorted((ROOT / "kvquant").rglob("*.py")), *(Path(__file__).with_name(f"kv_{name}.py") for name in BENCH)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -63,7 +63,7 @@ def attend(
     if decoding and not isinstance(mode, Exact):
         _check(dropout, kwargs)
         visible = _visible(attention_mask, query.shape[0])
-        out, trace = decode_attention(query[:, :, 0], store, mode, visible, scaling)
+        out, trace = decode_attention(query[:, :, 0], store, mode, visible, scaling, traced=layer.setting.traced > 0)
         out = out.to(query.dtype)[:, None]
     else:
         out, _ = sdpa_attention_forward(module, query, *key.contents.dense, attention_mask, dropout, scaling, **kwargs)

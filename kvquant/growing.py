@@ -30,7 +30,7 @@ class Growing:
         self.length = stop
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._room[name][:, :, : self.length]
+        return self._room[name].narrow(2, 0, self.length)
 
     def crop(self, length: int) -> None:
         """Keeps the first ``length`` rows."""

@@ -22,12 +22,16 @@ def decode_attention(
     mask: torch.Tensor | None = None,
     scale: float | None = None,
     dtype: torch.dtype = torch.float32,
-) -> tuple[torch.Tensor, Trace]:
-    """softmax(scale q.K) V of one query per head, by the fastest kernel there is; see :func:`reference.decode_attention`."""
+    traced: bool = True,
+) -> tuple[torch.Tensor, Trace | None]:
+    """softmax(scale q.K) V of one query per head, by the fastest kernel there is; see :func:`reference.decode_attention`.
+
+    traced: where False, a kernel may leave the trace out.
+    """
     reference.check(q, store, mode, mask)
     if unserved(q, store, dtype) is None:
         if not q.is_cuda:
-            return fast.decode_attention(q, store, mode, mask, scale)
+            return fast.decode_attention(q, store, mode, mask, scale, traced)
         try:
             with torch.cuda.device(q.device):
                 return triton_decode.decode_attention(q, store, mode, mask, scale)

@@ -83,6 +83,18 @@ def test_forcing_compares_every_cache_with_the_default_one(tiny):
     assert all(math.isfinite(s["perplexity"]) for s in summary.values())
 
 
+def test_caches_abreast_see_what_each_would_see_alone(tiny):
+    (batch,) = kv_quality.text_batches(tiny, 1, 2, 150, 3)
+    together = kv_quality.force(tiny.model, batch, kv_quality.MODES)
+    worst = 0.0
+    for mode in kv_quality.MODES:
+        alone = kv_quality.force(tiny.model, batch, (mode,))
+        assert (alone[mode].bytes, alone[mode].agree) == (together[mode].bytes, together[mode].agree)
+        worst = max(worst, abs(alone[mode].nll - together[mode].nll), abs(alone[mode].kld - together[mode].kld))
+    print(f"largest difference of a sum of losses or divergences {worst:.1e}")
+    assert worst < 1e-4
+
+
 def test_answers_count_up_to_their_end(tiny):
     (batch,) = kv_quality.image_batches(tiny, 1, 2)
     assert bool(batch.prompt.attention_mask.all()), "rows of a batch are equally long"

@@ -40,7 +40,7 @@ def beyond(out, trace, exact) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("format", ["fixed", "half"])
-@pytest.mark.parametrize(("group", "heads"), [(1, 4), (3, 3), (7, 2), (8, 1), (9, 1)])
+@pytest.mark.parametrize(("group", "heads"), [(1, 4), (2, 1), (3, 3), (4, 1), (5, 1), (6, 1), (7, 2), (8, 1), (9, 1)])
 @pytest.mark.parametrize("length", [65, 127, 129, 700, 1601])
 @pytest.mark.parametrize("dim", [64, 128])
 def test_it_answers_as_the_reference(format, group, heads, length, dim):
@@ -182,6 +182,15 @@ def test_unread_bytes_are_not_read():
             plane[rows] = torch.randint(-100, 100, (int(rows.sum()), 64), dtype=torch.int8)
     again, _ = fast.decode_attention(q, store, Certified(0.1))
     assert torch.equal(out, again)
+
+
+@pytest.mark.parametrize(("format", "mode"), [("fixed", Certified(0.1)), ("half", Paper())])
+def test_without_a_trace_the_answer_is_the_same(format, mode):
+    q, k, v = problem(3, length=400, dim=64)
+    store = stored(format, k, v)
+    out, trace = fast.decode_attention(q, store, mode)
+    again, none = fast.decode_attention(q, store, mode, traced=False)
+    assert torch.equal(out, again) and trace is not None and none is None
 
 
 def test_a_growing_cropped_and_reordered_cache_is_followed():

@@ -13,8 +13,8 @@ from kvquant.store import Store
 
 
 def answer(
-    q: torch.Tensor, store: Store, mode: Exact | Certified, mask: torch.Tensor | None, scale: float, threads: int
-) -> tuple[torch.Tensor, Trace] | None:
+    q: torch.Tensor, store: Store, mode: Exact | Certified, mask: torch.Tensor | None, scale: float, threads: int, traced: bool
+) -> tuple[torch.Tensor, Trace | None] | None:
     """q: [B, Hq, D]; mask: bool [B, L]. None where a query is not finite."""
     batch, heads, length, dim = store.shape
     n, rows, group = store.planed, batch * heads, q.shape[1] // heads
@@ -23,7 +23,9 @@ def answer(
     target, share = (mode.error / (1 + mode.error), mode.key_share) if isinstance(mode, Certified) else (0.0, 0.0)
     with scratch(wave_of, rows, group, n, length - n, dim) as wave:
         rounds = decode(planes, norms, ask, wave, result, unit_of(n), target, share, threads)
-    return (torch.from_numpy(result.out).view(batch, -1, dim), _trace(store, result, rounds, target)) if rounds else None
+    if not rounds:
+        return None
+    return torch.from_numpy(result.out).view(batch, -1, dim), _trace(store, result, rounds, target) if traced else None
 
 
 def _trace(store: Store, result: Result, rounds: int, target: float) -> Trace:
@@ -34,7 +36,7 @@ def _trace(store: Store, result: Result, rounds: int, target: float) -> Trace:
     if not target:
         result.key_bits[:, :n] = result.value_bits[:, :n] = 16
         fine = read = low = 0 * fine + n
-    digits = dim * (rows * n + int(fine.sum() + read.sum() + low.sum()))
+    digits = dim * (rows * n + int((fine + read + low).sum()))
     size = store.tail["k"].element_size()
     touched = 2 * rows * dim * size * (length - n) + digits + 8 * rows * n + store.planes.constants_read
     bits = ((8 * n + 8 * fine) + 8 * size * (length - n)) / length

@@ -15,8 +15,8 @@ from kvquant.store import Store
 
 
 def answer(
-    q: torch.Tensor, store: Store, mode: Exact | Paper, mask: torch.Tensor | None, scale: float, threads: int
-) -> tuple[torch.Tensor, Trace] | None:
+    q: torch.Tensor, store: Store, mode: Exact | Paper, mask: torch.Tensor | None, scale: float, threads: int, traced: bool
+) -> tuple[torch.Tensor, Trace | None] | None:
     """q: [B, Hq, D]; mask: bool [B, L]. None where a query is not finite."""
     if not bool(q.isfinite().all()):
         return None
@@ -25,7 +25,7 @@ def answer(
     ask, result = request_of(q, store, mask, scale, mode.steps if isinstance(mode, Paper) else None), result_of(store, group)
     with scratch(wave_of, rows, group, n, length - n, dim) as wave:
         decode(planes_of(store), ask, wave, result, unit_of(n), threads)
-    return torch.from_numpy(result.out).view(batch, -1, dim), _trace(q, store, ask, result, scale)
+    return torch.from_numpy(result.out).view(batch, -1, dim), _trace(q, store, ask, result, scale) if traced else None
 
 
 def _trace(q: torch.Tensor, store: Store, ask: Request, result: Result, scale: float) -> Trace:

@@ -74,7 +74,7 @@ def _norms_of(store: Store) -> Norms:
 
 def contiguous(rows: int, *parts: torch.Tensor) -> list[np.ndarray]:
     """float32 [R, ..., D] of each, always contiguous: numba compiles everything again for another layout."""
-    return [np.ascontiguousarray(x.detach().float().reshape(rows, -1, x.shape[-1]).numpy()) for x in parts]
+    return [np.ascontiguousarray(x.detach().float().numpy()).reshape(rows, -1, x.shape[-1]) for x in parts]
 
 
 def visible_of(batch: int, mask: torch.Tensor | None) -> np.ndarray:
