@@ -1,6 +1,6 @@
 """Several caches in one decode step: the rows of a batch are shared out to them, so that the model's weights are read once.
 
-    with abreast(model):
+    with reading(model, NAME):
         model(token.repeat(len(caches), 1), past_key_values=Abreast(caches))
 
 Every cache sees the step that it would see alone; only the linear layers run on all rows together.
@@ -8,11 +8,8 @@ Every cache sees the step that it would see alone; only the linear layers run on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import sdpa_mask
 
@@ -41,18 +38,6 @@ class _Layer(DynamicLayer):
 
     def get_seq_length(self) -> int:
         return self.layers[0].get_seq_length()
-
-
-@contextmanager
-def abreast(model: PreTrainedModel) -> Iterator[None]:
-    """While active, the model's language layers attend share by share where the cache is an :class:`Abreast`."""
-    config = model.config.get_text_config(decoder=True)
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 def _attend(module: torch.nn.Module, query: torch.Tensor, key, value, attention_mask: torch.Tensor | None, **kwargs):

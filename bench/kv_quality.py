@@ -37,10 +37,11 @@ import torch
 from PIL import Image
 from transformers import Cache, DynamicCache
 
-from bench.kv_abreast import Abreast, abreast
+from bench.kv_abreast import NAME, Abreast
 from bench.kv_rounding import Fp8, Int8, Truncated, rounded_cache
 from bench.suite.tasks import SEED
 from bench.texts import windows
+from kvquant.attention import reading
 from kvquant.cache import KVCache, Setting
 from kvquant.kernels import kernel_reason, warm_up
 from kvquant.modes import Certified, Exact, Paper
@@ -130,7 +131,7 @@ def read_by(cache: Cache, numbers: int) -> tuple[int, float]:
 def force(model, batch: Batch, modes: tuple[str, ...], deadline: float = math.inf) -> dict[str, Tally]:
     """Forces the batch through the default cache ("default") and all ``modes`` side by side, up to the deadline."""
     base, tallies = DynamicCache(), {mode: Tally() for mode in ("default", *modes)}
-    with abreast(model):
+    with reading(model, NAME):
         model(**batch.prompt.kwargs(), past_key_values=base, logits_to_keep=1)
         caches: dict[str, Cache] = {"default": base} | {mode: new_cache(mode, model) for mode in modes}
         for mode in modes:

@@ -26,16 +26,17 @@ UNSUPPORTED = ("softcap", "s_aux", "position_bias", "sliding_window")
 
 
 @contextmanager
-def reading(model: PreTrainedModel) -> Iterator[None]:
+def reading(model: PreTrainedModel, name: str = NAME) -> Iterator[None]:
     """While active, the model's language layers attend through :func:`attend`; other caches work as under sdpa.
 
-    Not for two threads at once on one model. Raises ValueError for a model whose attention cannot be chosen.
+    name: of another attention function to be used so, as registered with transformers. Not for two threads at once on one model.
+    Raises ValueError for a model whose attention cannot be chosen.
     """
     config = model.config.get_text_config(decoder=True)
     if not model._can_set_attn_implementation():
         raise ValueError(f"{type(model).__name__} does not let its attention be chosen, so nothing can be read with fewer bits.")
     before = config._attn_implementation
-    config._attn_implementation = NAME
+    config._attn_implementation = name
     try:
         yield
     finally:
