@@ -11,7 +11,7 @@ import gradio as gr
 
 from pruning.registry import METHODS, SCORERS, get_method
 from pruning.scorers.trained import FILE
-from viz import accuracy, kv_events, kv_tab, lab, overlay, studio, table, workbench
+from viz import accuracy, kv_events, kv_tab, lab, overlay, studio, table, where, workbench
 from viz.style import headline
 from vlm import one_thread
 from vlm.embedded import MODEL_DIR, NAME
@@ -114,6 +114,7 @@ def build_demo() -> gr.Blocks:
             bits = kv_tab.build()
         with gr.Tab("All methods", elem_id="table") as table_tab:
             compared = table.build()
+            wins = where.build()
         with gr.Accordion("What am I looking at?", open=False):
             gr.Markdown(ABOUT)
 
@@ -165,6 +166,7 @@ def build_demo() -> gr.Blocks:
         wire_bits(bits, [*controls, percent])
         filled = [compared.share, compared.axis], [compared.rows, compared.plot]
         gr.on([table_tab.select, compared.share.change, compared.axis.change], table.fill, *filled, **quick)
+        gr.on([table_tab.select, compared.share.change], where.fill, compared.share, wins, **quick)
     return demo
 
 

@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from kvquant.kernels import decode_attention
-from kvquant.modes import Exact, Meter, Trace
+from kvquant.modes import Meter, Trace
 from kvquant.store import Store
 from kvquant.stored import StoredTensor
 
@@ -61,7 +61,7 @@ def attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     layer, decoding = key.contents.layer, query.shape[2] == 1
     mode, store = layer.setting.mode, layer.store
-    if decoding and not isinstance(mode, Exact):
+    if decoding and not layer.exact:
         _check(dropout, kwargs)
         visible = _visible(attention_mask, query.shape[0])
         out, trace = decode_attention(query[:, :, 0], store, mode, visible, scaling, traced=layer.setting.traced > 0)

@@ -37,7 +37,8 @@ class Setting:
     mode: Exact() (numbers as they come: the same bits as the default cache under sdpa), Paper() (half planes) or Certified()
     (fixed-point planes). halves: Exact only, all 16 bits of half planes: the same again for float16 models. window: the newest
     tokens, kept whole. traced: of how many decode steps the traces are kept, 0 for none; one takes 8 bytes per token, layer
-    and KV head.
+    and KV head. start: up to so many tokens the cache is the exact one, because choosing bits costs more than a short context's
+    reading (bench.kv_generate); the update that goes beyond moves all to planes, where a crop leaves them.
 
     In planes, the numbers of a float32 model are float16 from the start, as if its cache were: whole tokens of 32 bits would
     cost more reading than planes save. A certified error then refers to attention of those halves.
@@ -47,6 +48,7 @@ class Setting:
     halves: bool = False
     window: int = 64
     traced: int = 64
+    start: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.mode, Mode):
@@ -55,6 +57,8 @@ class Setting:
             raise ValueError("Only the exact mode can choose its storage; the other modes have their own planes.")
         if self.traced < 0:
             raise ValueError(f"The number of traced steps cannot be negative, got {self.traced}.")
+        if self.start < 0:
+            raise ValueError(f"The number of tokens to start at cannot be negative, got {self.start}.")
         Store(self.format, self.window)  # refuses a negative window
 
     @property
@@ -94,7 +98,7 @@ class KVCache(Cache):
         store = self.layers[-1].store
         if not store.length:
             return ""
-        return ALL_BITS if isinstance(self.setting.mode, Exact) else reason(store.tail["k"], store)
+        return ALL_BITS if self.layers[-1].exact else reason(store.tail["k"], store)
 
 
 def _storing(method: Callable) -> Callable:
@@ -108,6 +112,10 @@ def _storing(method: Callable) -> Callable:
     return run
 
 
+def _first_store(setting: Setting) -> Store:
+    return Store("whole" if setting.start else setting.format, setting.window)
+
+
 class StoreLayer(CacheLayerMixin):
     """One layer: a :class:`Store` and the traces of its newest decode steps."""
 
@@ -117,8 +125,13 @@ class StoreLayer(CacheLayerMixin):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
-        self.setting, self.store = setting, Store(setting.format, setting.window)
+        self.setting, self.store = setting, _first_store(setting)
         self.traces: deque[Trace] = deque(maxlen=setting.traced)
+
+    @property
+    def exact(self) -> bool:
+        """Whether a decode step reads all bits."""
+        return self.store.format == "whole" or isinstance(self.setting.mode, Exact)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to prepare: the store takes its shape from the first tokens."""
@@ -142,10 +155,15 @@ class StoreLayer(CacheLayerMixin):
 
     @_storing
     def _append(self, k: torch.Tensor, v: torch.Tensor) -> None:
-        if self.store.format != "whole" and k.dtype not in (torch.float16, torch.bfloat16):
+        store, length = self.store, self.store.length
+        if store.format != self.setting.format and length + k.shape[2] > self.setting.start:
+            store = Store(self.setting.format, self.setting.window)
+            if length:
+                k, v = (torch.cat(pair, dim=2) for pair in zip(self.store.dense(), (k, v), strict=True))
+        if store.format != "whole" and k.dtype not in (torch.float16, torch.bfloat16):
             k, v = to_half(k), to_half(v)
-        self.store.append(k, v)
-        self.is_initialized = True
+        store.append(k, v)
+        self.store, self.is_initialized = store, True
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(tokens after the next update, offset)."""
@@ -161,7 +179,7 @@ class StoreLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forgets tokens and traces."""
-        self.store.reset()
+        self.store = _first_store(self.setting)
         self.traces.clear()
         self.is_initialized = False
 

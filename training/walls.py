@@ -10,7 +10,7 @@ SCRAMBLED, NUMBERS = 0.25, 0.2
 def draw(rng: np.random.Generator, size: tuple[int, int], look: world.Look = world.TRAINING) -> world.Scene:
     """Lines of words, numbers and scrambled letters of 18 to 72 pixels, every line in its own font, on a ground of ``size``."""
     height, width = size
-    image = grounds.ground(rng, height, width)
+    image = grounds.ground(rng, grounds.draw_kind(rng), height, width)
     if rng.random() < 0.7:
         # Most print stands on paper.
         image = 0.15 * image + 0.85 * rng.uniform(0, 255, 3).astype(np.float32)

@@ -10,8 +10,7 @@ from functools import cache
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 
-from training import charts, documents, icons, lettering
-from training.grounds import ground
+from training import charts, documents, grounds, icons, lettering
 from training.pictures import COLORS, SHAPES, picture
 
 CELL = 28
@@ -73,7 +72,7 @@ class Scene:
     """image uint8 [H, W, 3]; labels int64 [H/28, W/28] (class index, or IGNORE where a cell is barely touched).
 
     ``chars`` int64 [H/28, W/28, 4]: the characters of a cell from the left as indices into ``lettering.ALPHABET``;
-    ``glyphs`` int64 [H/14, W/14]: the character in the middle of a patch.
+    ``glyphs`` int64 [H/14, W/14]: the character in the middle of a patch. ground: one of ``grounds.KINDS``, where there is one.
     """
 
     image: np.ndarray
@@ -85,6 +84,7 @@ class Scene:
     texts: tuple[lettering.Text, ...] = ()
     chart: charts.Chart | None = None
     document: documents.Document | None = None
+    ground: str | None = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ def draw(
     height, width = size
     count = int(rng.choice(8, p=(0.16, 0.13, 0.13, 0.13, 0.13, 0.13, 0.11, 0.08))) + 1 if count is None else count
     words = int(rng.integers(1, 3)) * (rng.random() < 0.2) if words is None else words
-    canvas = _Canvas(ground(rng, height, width))
+    ground = grounds.draw_kind(rng)
+    canvas = _Canvas(grounds.ground(rng, ground, height, width))
     for _ in range(8 * count):
         if len(canvas.items) == count:
             break
@@ -191,7 +192,7 @@ def draw(
             break
         _put_word(rng, canvas, sheet, look)
     canvas.image += rng.normal(0, rng.uniform(0, 5), (1, 1, 3)) + rng.normal(0, 1) * 4
-    return _scene(canvas, sheet, "objects" if canvas.items else "words")
+    return _scene(canvas, sheet, "objects" if canvas.items else "words", ground=ground)
 
 
 def _put_item(rng: np.random.Generator, canvas: _Canvas, smallest: int, largest: int, look: Look) -> None:

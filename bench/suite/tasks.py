@@ -34,12 +34,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Item:
-    """One question of the suite."""
+    """One question of the suite; ground: what the scene stands on, one of ``grounds.KINDS``, None for charts and documents."""
 
     task: str
     picture: Image.Image
     question: str
     answer: str
+    ground: str | None = None
 
     def score(self, said: str) -> float:
         """What the answer ``said`` is worth, 0..1."""
@@ -112,5 +113,5 @@ def items(task: str, limit: int, seed: int = SEED) -> list[Item]:
         size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
         scene, question = TASKS[task].draw(rng, size)
         if question:
-            found.append(Item(task, Image.fromarray(scene.image), question.text, question.answer))
+            found.append(Item(task, Image.fromarray(scene.image), question.text, question.answer, scene.ground))
     return found

@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "assets" / "readme" / "page.png"
+WHERE = ROOT / "assets" / "results" / "where.json"
 ANSWER_LIMIT = 120_000
 
 
@@ -217,3 +218,11 @@ def test_the_tab_of_all_methods_shows_what_was_measured_or_how_to_measure_it(ope
     expect(page.locator("#table-plot .xtitle")).to_have_text("Tokens kept (%)")
     page.get_by_label("Time to first token (ms)").check()
     expect(page.locator("#table-plot .xtitle")).to_have_text("Time to first token (ms)")
+    expect(page.locator("#where-note")).to_contain_text(re.compile("bench.where|paired 95%"))
+    shares = page.locator("#table-share label")
+    measured = {f"{float(share):.0%} pruned" for share in json.loads(WHERE.read_text())["prune"]}
+    for index in range(shares.count()):
+        shares.nth(index).click()
+        share = shares.nth(index).inner_text()
+        expect(page.locator("#where-title")).to_contain_text(f"{share}: where" if share in measured else "was measured at")
+        expect(page.locator("#where-plot .js-plotly-plot .scatterlayer .trace")).to_have_count(3 if share in measured else 0)

@@ -99,8 +99,40 @@ def test_a_prompt_s_cache_may_be_copied_and_shared():
     assert prompt.get_seq_length() == case.inputs["input_ids"].shape[1]
 
 
+@pytest.mark.parametrize("mode", [Paper(), Certified()])
+@pytest.mark.parametrize("name", MAKERS)
+def test_up_to_its_start_the_cache_is_exact_and_trims_beyond(name, mode):
+    case = MAKERS[name](3)
+    prompt, new = case.inputs["input_ids"].shape[1], 9
+    setting = Setting(mode, window=0, start=prompt + new - 1)
+    cache = assert_same(Case(case.model, case.inputs, new), setting)
+    assert "every bit is read" in cache.reader
+    assert all(trace.mean_bits == 32 for step in cache.traces for trace in step)
+    at_once = KVCache(case.model.config, Setting(mode, window=0))
+    late = torch.randn(2, *cache.layers[0].store.dense()[0][:, :, :1].shape, generator=torch.Generator().manual_seed(0))
+    for index, layer in enumerate(cache.layers):
+        at_once.update(*(torch.cat(pair, 2) for pair in zip(layer.store.dense(), late, strict=True)), index)
+        cache.update(*late, index)
+        for one, other in zip(layer.store.dense(), at_once.layers[index].store.dense(), strict=True):
+            assert torch.equal(one, other)
+    assert "every bit is read" not in cache.reader
+    cache.crop(-prompt)
+    assert cache.layers[0].store.format == setting.format
+    cache.reset()
+    again = Case(case.model, case.inputs, new)
+    assert torch.equal(generate(again, cache)[0], generate(again, None)[0])
+
+
 @pytest.mark.parametrize(
-    "setting", [Setting(), Setting(Paper(), window=0), Setting(Certified(), window=0)], ids=["whole", "half", "fixed"]
+    "setting",
+    [
+        Setting(),
+        Setting(Paper(), window=0),
+        Setting(Certified(), window=0),
+        Setting(Certified(), window=0, start=202),
+        Setting(Certified(), window=0, start=1000),
+    ],
+    ids=["whole", "half", "fixed", "fixed beyond 202", "fixed beyond 1000"],
 )
 def test_the_layer_keeps_transformers_contract(setting):
     cache, reference = KVCache(tiny_model(0).config, setting), DynamicCache()

@@ -53,6 +53,7 @@ def test_requests_that_it_cannot_serve_are_refused():
         (lambda: Setting(Paper(), halves=True), "Only the exact mode"),
         (lambda: Setting(window=-1), "cannot be negative"),
         (lambda: Setting(traced=-1), "cannot be negative"),
+        (lambda: Setting(Paper(), start=-1), "cannot be negative"),
     ):
         with pytest.raises(ValueError, match=message):
             wrong()
