@@ -47,7 +47,7 @@ def figure(record: dict, share: str) -> go.Figure:
     """y: groups, x: lead in points with its interval, a colour a rival. Raises KeyError for a share that was not measured."""
     groups = record["prune"][share]
     names, others = list(groups), rivals(record, share)
-    fig = style.figure(ROW * len(names) + 130, "Lead in accuracy kept (points)")
+    fig = style.figure(ROW * len(names) + 130, "Lead (points)")
     ticks = [f"{name} ({found['n']:,})" for name, found in groups.items()]
     fig.update_yaxes(tickvals=list(range(len(names))), ticktext=ticks, range=[len(names) - 0.5, -0.5], ticks="")
     fig.update_xaxes(zeroline=True, zerolinecolor=style.INK, zerolinewidth=1.5)
