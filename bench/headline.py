@@ -10,6 +10,7 @@ Ends with one JSON line, which ``--out`` writes to a file, too.
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 from bench.cost import costs
 from bench.suite.evaluate import Setting
 from bench.suite.stored import answered, answered_at, commit, type_of
-from bench.suite.tasks import DEVELOPMENT_SEED, NINE, SEED, TASKS, items
+from bench.suite.tasks import DEVELOPMENT_SEED, NINE, SEED, TASKS, Item, items
 from bench.timing import positive
 from pruning.registry import METHODS
 from vlm.embedded import NAME
@@ -29,7 +30,10 @@ LAMBDA = 0.5
 RANDOM_SEEDS = 5
 BOOTSTRAPS = 1000
 COST_PICTURES = 8
+KNOWN = (*METHODS, "mmr training-free")
 BASELINES = ("topk", "mmr training-free", "farthest", "random", "uniform", "down-sampling")
+
+Scores = dict[str, np.ndarray]  # by task, [questions]
 
 
 def settings_of(name: str, prune: float, scorer: str | None = None) -> list[Setting]:
@@ -42,7 +46,30 @@ def settings_of(name: str, prune: float, scorer: str | None = None) -> list[Sett
     return [Setting(name, prune, lam=LAMBDA if name == "idpruner" else None, scorer=scorer if takes else None)]
 
 
-def kept(full: dict[str, np.ndarray], pruned: dict[str, np.ndarray], rows: dict[str, np.ndarray] | None = None) -> float:
+def by_column(
+    vlm: Vlm,
+    asked: Iterable[tuple[str, list[Item]]],
+    unpruned: list[Setting],
+    names: Iterable[str],
+    shares: list[float],
+    committed: bool,
+) -> tuple[dict[Setting, Scores], dict[tuple[str, float], Scores]]:
+    """Scores of every unpruned setting, and of every (column, pruned share), its seeds averaged.
+
+    asked: (task, its questions), one after the other: the pictures of all tasks at once would take gigabytes.
+    """
+    columns = {(name, share): settings_of(name, share, "trained" if vlm.scorer else None) for name in names for share in shares}
+    settings = [*unpruned, *(setting for group in columns.values() for setting in group)]
+    found = {task: answered(vlm, task, questions, settings, committed) for task, questions in asked}
+    whole = {setting: {task: scores[setting] for task, scores in found.items()} for setting in unpruned}
+    averaged = {
+        key: {task: np.mean([scores[setting] for setting in group], 0) for task, scores in found.items()}
+        for key, group in columns.items()
+    }
+    return whole, averaged
+
+
+def kept(full: Scores, pruned: Scores, rows: Scores | None = None) -> float:
     """Mean over tasks of pruned / unpruned; ``rows`` picks questions (a bootstrap draw).
 
     A task of which nothing was right unpruned has no ratio and is left out: a draw of few questions may hold one.
@@ -55,7 +82,7 @@ def kept(full: dict[str, np.ndarray], pruned: dict[str, np.ndarray], rows: dict[
     return float(np.mean(ratios)) if ratios else 0.0
 
 
-def interval(full: dict[str, np.ndarray], pruned: dict[str, np.ndarray], less: dict[str, np.ndarray] | None = None) -> list[float]:
+def interval(full: Scores, pruned: Scores, less: Scores | None = None) -> list[float]:
     """Bootstrap 95% interval of :func:`kept`, or of its difference to what ``less`` keeps (paired)."""
     rng = np.random.default_rng(0)
     draws = []
@@ -85,10 +112,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--committed", action="store_true", help="take answers from assets/results/scores.jsonl where it has them")
     parser.add_argument("--development", action="store_true", help="the development split: what is tuned is tuned on it")
     arguments = parser.parse_args(argv)
-    known = [*METHODS, "mmr training-free"]
     asked = [arguments.method, *(name for name in arguments.methods or () if name != "all")]
-    if unknown := [name for name in asked if name not in known]:
-        parser.error(f"unknown methods {', '.join(unknown)}; known: {', '.join(known)}, and all beside a method")
+    if unknown := [name for name in asked if name not in KNOWN]:
+        parser.error(f"unknown methods {', '.join(unknown)}; known: {', '.join(KNOWN)}, and all beside a method")
     try:
         other = json.loads(arguments.check.read_text()) if arguments.check else None
     except (OSError, ValueError) as error:
@@ -98,16 +124,10 @@ def main(argv: list[str] | None = None) -> int:
     vlm, seed = open_vlm(NAME), DEVELOPMENT_SEED if arguments.development else SEED
     tasks = list(TASKS) if arguments.unpruned_only else list(NINE)
     names = [] if arguments.unpruned_only else columns(arguments.method, arguments.methods)
-    full, blank, pruned = {}, {}, {(name, share): {} for name in names for share in arguments.prune}
-    for task in tasks:
-        wanted = {key: settings_of(*key, "trained" if vlm.scorer else None) for key in pruned}
-        extra = [Setting("none"), *([Setting("blank")] if arguments.unpruned_only else [])]
-        settings = [*extra, *(setting for group in wanted.values() for setting in group)]
-        scores = answered(vlm, task, items(task, arguments.limit, seed), settings, arguments.committed)
-        full[task] = scores[extra[0]]
-        blank[task] = scores[extra[-1]]
-        for key, group in wanted.items():
-            pruned[key][task] = np.mean([scores[setting] for setting in group], 0)
+    unpruned = [Setting("none"), *([Setting("blank")] if arguments.unpruned_only else [])]
+    drawn = ((task, items(task, arguments.limit, seed)) for task in tasks)
+    found, pruned = by_column(vlm, drawn, unpruned, names, arguments.prune, arguments.committed)
+    full, blank = found[unpruned[0]], found[unpruned[-1]]
     for task in tasks:
         beside = f"   blank {100 * blank[task].mean():6.2f}%" if arguments.unpruned_only else ""
         print(f"{task:14} {100 * full[task].mean():6.2f}%  {mean_interval(full[task])}{beside}")

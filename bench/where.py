@@ -8,36 +8,36 @@ Answers that assets/results/scores.jsonl or runs/suite hold are not asked again.
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from bench.headline import interval, kept, settings_of
+from bench.headline import KNOWN, Scores, by_column, interval, kept
 from bench.suite.evaluate import Setting
-from bench.suite.stored import answered, commit, type_of
-from bench.suite.tasks import NINE, SEED, items
+from bench.suite.stored import commit, type_of
+from bench.suite.tasks import NINE, SEED, Item, items
 from bench.timing import positive
-from pruning.registry import METHODS
-from training.grounds import KINDS
 from vlm.embedded import NAME
 from vlm.open import open_vlm
 
 RIVALS = ("topk", "mmr training-free", "farthest")
 # Charts and documents stand on paper of their own.
-GROUNDS = {"plain": "plain ground", "shaded": "plain ground", "photograph": "photographic ground"}
+GROUNDS = {
+    "photographic ground": ("photograph",),
+    "patterned ground": ("striped", "checked", "cloudy"),
+    "plain ground": ("plain", "shaded"),
+}
 FEWEST = 20  # questions of a task; of fewer, no ratio is worth a share of the mean
-
-Scores = dict[str, np.ndarray]  # by task, [questions]
 
 
 def groups_of(grounds: dict[str, list[str | None]]) -> dict[str, Scores]:
-    """Group -> task -> bool [questions]: grounds first, then every task; grounds: of each task's questions."""
-    ground = {kind: GROUNDS.get(kind, "patterned ground") for kind in KINDS}
+    """Group -> task -> bool [questions]: ``GROUNDS`` first, then every task; grounds: of each task's questions."""
     found: dict[str, Scores] = {}
-    for name in ("photographic ground", "patterned ground", "plain ground"):
-        rows = {task: np.array([ground.get(kind) == name for kind in kinds]) for task, kinds in grounds.items()}
+    for name, kinds in GROUNDS.items():
+        rows = {task: np.isin(np.array(of_task, dtype=str), kinds) for task, of_task in grounds.items()}
         found[name] = {task: chosen for task, chosen in rows.items() if chosen.sum() >= FEWEST}
-    return found | {task: {task: np.ones(len(kinds), bool)} for task, kinds in grounds.items()}
+    return found | {task: {task: np.ones(len(of_task), bool)} for task, of_task in grounds.items()}
 
 
 def compared(full: Scores, mine: Scores, rivals: dict[str, Scores], chosen: Scores) -> dict:
@@ -46,43 +46,44 @@ def compared(full: Scores, mine: Scores, rivals: dict[str, Scores], chosen: Scor
     def of(scores: Scores) -> Scores:
         return {task: scores[task][rows] for task, rows in chosen.items()}
 
-    own = kept(of(full), of(mine))
+    full, mine = of(full), of(mine)
+    own = kept(full, mine)
     record: dict = {"n": sum(int(rows.sum()) for rows in chosen.values()), "kept": round(100 * own, 2), "rivals": {}}
     for name, scores in rivals.items():
-        other = kept(of(full), of(scores))
-        lead = {"kept": round(100 * other, 2), "lead": round(100 * (own - other), 2)}
-        record["rivals"][name] = lead | {"interval": interval(of(full), of(mine), of(scores))}
+        theirs = of(scores)
+        other = kept(full, theirs)
+        lead = {"kept": round(100 * other, 2), "lead": round(100 * (own - other), 2), "interval": interval(full, mine, theirs)}
+        record["rivals"][name] = lead
     return record
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    known = [*METHODS, "mmr training-free"]
-    parser.add_argument("--method", default="idpruner", choices=known, metavar="NAME")
-    parser.add_argument("--rivals", nargs="+", default=RIVALS, choices=known, metavar="NAME")
+    parser.add_argument("--method", default="idpruner", choices=KNOWN, metavar="NAME")
+    parser.add_argument("--rivals", nargs="+", default=RIVALS, choices=KNOWN, metavar="NAME")
     parser.add_argument("--prune", type=float, nargs="+", default=[0.75, 0.9])
     parser.add_argument("--limit", type=positive, default=500, help="questions a task")
     parser.add_argument("--out", type=Path, help="where the JSON line is also written; the page reads assets/results/where.json")
     arguments = parser.parse_args(argv)
     vlm = open_vlm(NAME)
-    full, grounds, scores = {}, {}, {(name, p): {} for name in (arguments.method, *arguments.rivals) for p in arguments.prune}
-    for task in NINE:
-        asked = items(task, arguments.limit, SEED)
-        wanted = {key: settings_of(*key, "trained" if vlm.scorer else None) for key in scores}
-        settings = [Setting("none"), *(setting for group in wanted.values() for setting in group)]
-        found = answered(vlm, task, asked, settings, committed=True)
-        full[task], grounds[task] = found[settings[0]], [item.ground for item in asked]
-        for key, group in wanted.items():
-            scores[key][task] = np.mean([found[setting] for setting in group], 0)
+    names, grounds = (arguments.method, *arguments.rivals), {}
+
+    def drawn() -> Iterator[tuple[str, list[Item]]]:
+        for task in NINE:
+            asked = items(task, arguments.limit, SEED)
+            grounds[task] = [item.ground for item in asked]
+            yield task, asked
+
+    found, scores = by_column(vlm, drawn(), [Setting("none")], names, arguments.prune, committed=True)
+    full = found[Setting("none")]
+    groups = groups_of(grounds)
     head = {"method": arguments.method, "seed": SEED, "commit": commit(), "dtype": type_of(vlm)}
     record = head | {"n": sum(map(len, full.values())), "prune": {}}
     for share in arguments.prune:
         rivals = {name: scores[name, share] for name in arguments.rivals}
         of_share = {
-            group: compared(full, scores[arguments.method, share], rivals, chosen)
-            for group, chosen in groups_of(grounds).items()
-            if chosen
+            group: compared(full, scores[arguments.method, share], rivals, chosen) for group, chosen in groups.items() if chosen
         }
         record["prune"][str(share)] = of_share
         print(f"{share:.0%} pruned: what {arguments.method} keeps, and its lead over each rival")

@@ -48,7 +48,8 @@ def _block(vlm: Vlm, task: str, asked: list[Item], settings: list[Setting], comm
     files = {setting: RUNS / "suite" / f"{task.replace(' ', '-')}-{key}.json" for setting, key in keys.items()}
     known = {setting: json.loads(file.read_text())["scores"] for setting, file in files.items() if file.exists()}
     if committed:
-        known = {setting: _committed()[key]["scores"] for setting, key in keys.items() if key in _committed()} | known
+        rows = _committed(SCORES)
+        known = {setting: rows[key]["scores"] for setting, key in keys.items() if key in rows} | known
     missing = [setting for setting in settings if setting not in known]
     for setting, scores in run(vlm, asked, missing).items() if missing else ():
         known[setting] = [int(score) if score in (0, 1) else round(score, 4) for score in scores.tolist()]
@@ -64,7 +65,7 @@ def gather(limit: int = 500) -> int:
 
     Returns how many rows there are.
     """
-    rows = _rows() + [json.loads(file.read_text()) for file in sorted((RUNS / "suite").glob("*.json"))]
+    rows = _rows(SCORES) + [json.loads(file.read_text()) for file in sorted((RUNS / "suite").glob("*.json"))]
     places = {}
     for task in {row["task"]: None for row in rows}:
         asked = items(task, limit, SEED)
@@ -78,17 +79,17 @@ def gather(limit: int = 500) -> int:
 
 def answered_at() -> list[str]:
     """The commits at which the answers of SCORES, and those still to come, were given."""
-    return sorted({row["commit"] for row in _committed().values()} | {commit()})
+    return sorted({row["commit"] for row in _committed(SCORES).values()} | {commit()})
 
 
-def _rows() -> list[dict]:
-    """The lines of SCORES."""
-    return [json.loads(row) for row in SCORES.read_text().splitlines()] if SCORES.exists() else []
+def _rows(path: Path) -> list[dict]:
+    """The lines of a file like SCORES."""
+    return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
 
 
 @cache
-def _committed() -> dict[str, dict]:
-    return {row["key"]: row for row in _rows()}
+def _committed(path: Path) -> dict[str, dict]:
+    return {row["key"]: row for row in _rows(path)}
 
 
 def _weights(setting: Setting) -> tuple[str, str]:
