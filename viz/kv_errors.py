@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -61,14 +62,15 @@ def quality_figure(live: list[Loss], benched: list[Loss]) -> go.Figure:
     sources = [f"{tokens[0]} tokens of this answer, measured live"] * bool(tokens[0])
     sources += [f"{tokens[1]:,} tokens of the benchmark (hollow)"] * bool(tokens[1])
     title = f"How far do the next token's probabilities move when fewer bits are read? {' and '.join(sources)}."
-    dress(chart, title, 300, 4)
     _add_rounding(chart, live, foot)
+    # On a narrow page each has a row; of fewer, plotly would take the rest from the axes.
+    dress(chart, title, 300, sum(trace.showlegend is not False for trace in chart.data))
     least = min((loss.top1 for loss in live + benched), default=0.0)
-    chart.update_yaxes(type="log", title_text="KL divergence, nats", exponentformat="power", dtick=1, row=1, col=1)
+    chart.update_yaxes(type="log", title_text="KLD, nats", exponentformat="power", dtick=1, row=1, col=1)
     room = 0.01 + 0.12 * (1 - least)
     shares = {"tickformat": ".0%", "range": [least - room, 1 + room], "tickvals": sorted({least, 1.0})}
-    chart.update_yaxes(title_text="same token", **shares, row=2, col=1)
-    chart.update_xaxes(title_text="bits read per number, scales and constants included", dtick=2, row=2, col=1)
+    chart.update_yaxes(title_text="top-1", **shares, row=2, col=1)
+    chart.update_xaxes(title_text="bits per number, with scales and constants", dtick=2, row=2, col=1)
     return chart
 
 
@@ -119,7 +121,7 @@ def bound_figure(points: list[Point], mode) -> go.Figure:
     shown = [point for point in points if 0 < point.bound < float("inf")]
     certain = f"All {finite} measured errors lie" if held == finite else f"Only {held} of {finite} measured errors lie"
     missing = f" {len(points) - finite} more have no bound to compare with." if finite < len(points) else ""
-    chart = figure(f"{certain} beneath their proven bound ({describe_mode(mode)}).{missing}", 300, 1)
+    chart = figure(f"{certain} beneath their proven bound ({describe_mode(mode)}).{missing}", 300, 2)
     if not shown:
         return chart
     layers = max(point.layer for point in points) + 1
@@ -148,7 +150,8 @@ def bound_figure(points: list[Point], mode) -> go.Figure:
     if target is not None:
         line = {"color": GREY, "dash": "dot", "width": 2}
         chart.add_scatter(x=[target] * 2, y=ends, mode="lines", line=line, name="error allowed", hoverinfo="skip")
-    axis = {"type": "log", "exponentformat": "power", "dtick": 1}
-    chart.update_xaxes(title_text="proven bound of the output's relative error", **axis)
+    # At most six powers of ten are written, whatever the span.
+    axis = {"type": "log", "exponentformat": "power", "dtick": math.ceil(math.log10(ends[1] / ends[0]) / 5)}
+    chart.update_xaxes(title_text="proven bound of the relative error", **axis)
     chart.update_yaxes(title_text="measured relative error", **axis)
     return chart
