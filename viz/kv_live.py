@@ -18,7 +18,7 @@ from bench.kv_rounding import Fp8, Int8, Truncated, rounded_cache
 from kvquant.alignment import fold
 from kvquant.attention import reading
 from kvquant.cache import KVCache, Setting
-from kvquant.kernels import decode_attention
+from kvquant.kernels import reference
 from kvquant.modes import Certified, Exact, Mode, Paper
 from kvquant.store import Store
 from viz.kv_capture import Captured
@@ -164,9 +164,10 @@ def bound_steps(steps: int, most: int = 3) -> list[int]:
 
 
 def beneath(captured: Captured, setting: Setting) -> Iterator[tuple[float, list[Point]]]:
-    """Yields (share done, points so far) layer by layer: attention of real q, K, V as ``setting`` reads, against float64.
+    """Yields (share done, points so far) layer by layer: attention of real q, K, V as ``setting`` reads, against all bits.
 
-    Both see the same halves, so that what is measured is the reading, and what is proven covers it.
+    Both see the same halves and compute in float64, so that what is measured is the reading alone, and what is proven covers it:
+    float32 rounds by 1e-11 to 1e-7 of the output, which is more than the smallest bounds, and in no bound (see ``Trace``).
     """
     steps, points = bound_steps(captured.steps), []
     layers = len(captured.q)
@@ -178,11 +179,11 @@ def beneath(captured: Captured, setting: Setting) -> Iterator[tuple[float, list[
             store.append(k[:, :, : captured.prompt], v[:, :, : captured.prompt])
             for token in range(captured.prompt, k.shape[2]):
                 store.append(k[:, :, token : token + 1], v[:, :, token : token + 1])
-            out, trace = decode_attention(q, store, setting.mode, scale=captured.scale)
+            out, trace = reference.decode_attention(q, store, setting.mode, scale=captured.scale, dtype=torch.float64)
             true = exact_output(q, k, v, captured.scale)
             size = true.norm(dim=-1)
-            measured = (out.double() - true).norm(dim=-1) / size
-            proven = trace.bound.double() / size
+            measured = (out - true).norm(dim=-1) / size
+            proven = trace.bound / size
             points += [Point(layer, h, step, float(proven[0, h]), float(measured[0, h])) for h in range(q.shape[1])]
         yield (layer + 1) / layers, points
 

@@ -11,10 +11,12 @@ import torch
 
 from kvquant.alignment import widths
 from kvquant.cache import KVCache, Setting
+from kvquant.kernels import reference
 from kvquant.modes import Certified, Exact, Paper
+from kvquant.store import Store
 from tests.unit.tiny import QUESTION, noise, random_keep, tiny_model, tiny_vlm
 from viz import answers, kv_errors, kv_exponents, kv_figures, kv_live, kv_overlay, kv_run, kv_style
-from viz.kv_capture import NAME, capture, capturing
+from viz.kv_capture import NAME, Captured, capture, capturing
 from vlm import decode
 from vlm.errors import UserError
 from vlm.model import Answer, last
@@ -249,6 +251,20 @@ def test_measured_errors_lie_beneath_their_bounds(mode):
         assert max(point.error for point in points) <= 0.02
     text = kv_errors.bound_figure(points, run.setting.mode).layout.title.text.replace("<br>", " ")
     assert f"All {bounded} measured errors" in text
+
+
+def test_float32_rounding_is_not_taken_for_an_error_of_reading():
+    """Nearly all attention on one token that is still whole: the proven bound is then far below what float32 rounds away."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, length, 64, generator=generator) for length in (1, 130, 130))
+    k[0, -1] = 3 * q[0, 0]
+    captured = Captured([q], [k.half()], [v.half()], prompt=129, scale=0.125)
+    *_, (_, points) = kv_live.beneath(captured, Setting(Certified(), window=0))
+    store = Store("fixed", 0)
+    store.append(*(rows[None] for rows in (captured.k[0], captured.v[0])))
+    out, trace = reference.decode_attention(q[:, 0][None], store, Certified(), scale=0.125)
+    rounded = (out - kv_live.exact_output(*captured.at(0, 0), 0.125)).norm() > trace.bound
+    assert bool(rounded) and kv_live.proven(points) == (1, 1)
 
 
 def test_an_error_above_its_bound_is_told():
