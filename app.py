@@ -9,12 +9,11 @@ from pathlib import Path
 
 import gradio as gr
 
-from pruning.registry import METHODS, SCORERS, get_method
-from pruning.scorers.trained import FILE
+from pruning.registry import METHODS
 from viz import accuracy, kv_events, kv_tab, lab, overlay, studio, table, where, workbench
 from viz.style import headline
 from vlm import one_thread
-from vlm.embedded import MODEL_DIR, NAME
+from vlm.embedded import NAME
 from vlm.errors import UserError
 from vlm.gguf_text import prepare
 from vlm.open import MODELS, open_vlm
@@ -90,12 +89,10 @@ def build_demo() -> gr.Blocks:
                     examples_per_page=len(EXAMPLES),
                     elem_id="examples",
                 )
-                there = (MODEL_DIR / FILE).exists()
-                methods = [(m.label, key) for key, m in studio.PRUNERS.items() if there or "weights" not in m.needs]
+                methods, scorers, first = studio.offered(NAME)
                 about = studio.about("idpruner")
                 method = gr.Dropdown(methods, value="idpruner", label="Pruning method", info=about, elem_id="method")
-                scorers = [(s.label, key) for key, s in SCORERS.items() if there or key != "trained"]
-                scorer = gr.Dropdown(scorers, value=get_method("idpruner", there).scorer.key, label="Importance", elem_id="scorer")
+                scorer = gr.Dropdown(scorers, value=first, label="Importance", elem_id="scorer")
                 lam = gr.Slider(0, 1, 0.5, step=0.05, label="Lambda: diversity (0) to importance (1)", elem_id="lambda")
                 model = gr.Dropdown(list(MODELS), value=NAME, label="Model", elem_id="model")
             with gr.Column(scale=7, min_width=320):
@@ -107,7 +104,7 @@ def build_demo() -> gr.Blocks:
                 patches = overlay.component()
                 problem = gr.HTML(elem_id="notice")
                 third = gr.Checkbox(False, label="A third answer: pruned, and with trimmed bits", elem_id="third")
-                panel = gr.HTML(studio.answers.comparison(None, None), apply_default_css=False, elem_id="answers")
+                panel = gr.HTML(studio.answers.comparison(studio.answers.Written()), apply_default_css=False, elem_id="answers")
         with trim_tokens:
             tools = lab.build()
         with gr.Tab("Trim bits", elem_id="bits"):
@@ -124,11 +121,7 @@ def build_demo() -> gr.Blocks:
         def show(model, image, question, method, scorer, lam, share, trimmed, follow, last, request: gr.Request):
             before = studio.turns_before(last, follow, model, image, question)
             ask = studio.Ask(model, image, question, method, scorer, lam, before)
-            yield from ended(map(parts, studio.show(ask, share, request.session_hash, trimmed=trimmed)), len(outputs))
-
-        def cut(ask, share, trimmed, model, image, request: gr.Request):
-            now = studio.asked_now(ask, model, image)
-            shown = studio.show(now, share, request.session_hash, with_overlay=now is not ask, trimmed=trimmed)
+            shown = studio.show(ask, share, request.session_hash, with_overlay=ask != last, trimmed=trimmed)
             yield from ended(map(parts, shown), len(outputs))
 
         def parts(shown):
@@ -136,7 +129,7 @@ def build_demo() -> gr.Blocks:
             return [gr.skip() if part is None else part for part in kept] + [shown.notice]
 
         def cancel(request: gr.Request):
-            studio.TURNS.begin(request.session_hash)
+            studio.TURNS.stop(request.session_hash)
 
         def leave(request: gr.Request):
             studio.TURNS.end(request.session_hash)
@@ -147,6 +140,12 @@ def build_demo() -> gr.Blocks:
             allowed = [gr.update(interactive=can) for can in (chosen.takes_lambda, chosen.takes_scorer)]
             return gr.update(info=studio.about(key)), *allowed
 
+        def offer(model, method, scorer):
+            methods, scorers, first = studio.offered(model)
+            there = [key for _, key in methods + scorers]
+            kept = method if method in there else "idpruner", scorer if scorer in there else first
+            return [gr.update(choices=found, value=value) for found, value in zip((methods, scorers), kept, strict=True)]
+
         outputs = [patches, panel, asked, problem]
         # A newer run makes the older one stop (studio.Turns), so runs need not wait for each other in a queue.
         free = {"trigger_mode": "multiple", "concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
@@ -155,11 +154,12 @@ def build_demo() -> gr.Blocks:
         tokens.input(None, tokens, percent, js=KEEP, api_visibility="private")
         patches.loaded(None, percent, tokens, js=CUT, api_visibility="private")
         method.change(options, method, [method, lam, scorer], **quick)
+        model.change(offer, [model, method, scorer], [method, scorer], **quick)
         changes = [image.change, question.submit, method.change, scorer.change, lam.release, model.change, go.click, demo.load]
+        changes += [percent.release, tokens.submit, third.input]
         run = {"fn": show, "inputs": [*controls, percent, third, follow, asked], "outputs": outputs, **free}
         gr.on(changes, **run)
         suggestions.load_input_event.then(**run)
-        gr.on([percent.release, tokens.submit, third.input], cut, [asked, percent, third, model, image], outputs, **free)
         stop.click(cancel, **quick)
         demo.unload(leave)
         wire_lab(tools, asked, percent, tokens, [method, lam], run)

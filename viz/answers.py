@@ -24,6 +24,27 @@ class Speedup:
     total: float | None
 
 
+@dataclass(frozen=True)
+class Written:
+    """The answers of one question as far as they have been written; None where one waits, or is not asked for.
+
+    trimmed: the pruned answer again, its KV cache read with fewer bits; where: what the model ran on, in words; stopped: nothing
+    more will be written; opening: the model that is opened first.
+    """
+
+    full: Answer | None = None
+    pruned: Answer | None = None
+    trimmed: Answer | None = None
+    where: str = ""
+    stopped: bool = False
+    opening: str = ""
+
+    @property
+    def pending(self) -> str:
+        """What stands where something is missing."""
+        return "Stopped." if self.stopped else "Writing ..."
+
+
 def parting(one: Answer, other: Answer) -> int | None:
     """Index of the first token at which two answers differ, or None while they agree."""
     for index, (a, b) in enumerate(zip(one.token_ids, other.token_ids, strict=False)):
@@ -64,29 +85,30 @@ def milliseconds(seconds: float) -> str:
     return f"{value:.1f} ms" if value < 10 else f"{value:,.0f} ms"
 
 
-def comparison(full: Answer | None, pruned: Answer | None, trimmed: Answer | None = None, where: str = "") -> str:
-    """The panel with the answers, as HTML; all text of the model is escaped.
-
-    where: what the model ran on, in words; trimmed: the pruned answer again, its KV cache read with fewer bits.
-    """
+def comparison(written: Written) -> str:
+    """The panel with the answers, as HTML; all text of the model is escaped."""
+    full, pruned, trimmed = written.full, written.pruned, written.trimmed
     if full is None and pruned is None:
+        if written.opening and not written.stopped:
+            return waiting(f"Opening {written.opening} ...")
         return waiting("Ask, and the full and the pruned answer appear here side by side.")
     split = parting(full, pruned) if full and pruned else None
     longest = max(sum(seconds_by_step(a).values()) for a in (full, pruned, trimmed) if a)
     parts = [
         '<div class="tl-answers">',
-        _card("full", "All patches", full, split, longest),
-        _card("pruned", "Pruned", pruned, split, longest),
+        _card("full", "All patches", full, split, longest, written.stopped),
+        _card("pruned", "Pruned", pruned, split, longest, written.stopped),
     ]
     if trimmed:
-        parts.append(_card("trimmed", "Pruned + trimmed bits", trimmed, parting(full, trimmed) if full else None, longest))
+        parting_full = parting(full, trimmed) if full else None
+        parts.append(_card("trimmed", "Pruned + trimmed bits", trimmed, parting_full, longest, written.stopped))
     parts.append("</div>")
     if full and pruned:
-        parts.append(_verdict(full, pruned, split))
+        parts.append(_verdict(full, pruned, split, written.pending))
     if pruned and trimmed and trimmed.traces:
-        parts.append(_trimmed_note(pruned, trimmed))
+        parts.append(_trimmed_note(pruned, trimmed, written.pending))
     parts.append(_legend())
-    parts.append(f'<p class="tl-where">Measured once each, when first asked, on: {escape(where)}.</p>')
+    parts.append(f'<p class="tl-where">Measured once each, when first asked, on: {escape(written.where)}.</p>')
     return "".join(parts)
 
 
@@ -105,22 +127,24 @@ def waiting(text: str) -> str:
     return f'<div class="tl-answers-empty">{escape(text)}</div>'
 
 
-def _card(key: str, title: str, answer: Answer | None, split: int | None, longest: float | None) -> str:
+def _card(key: str, title: str, answer: Answer | None, split: int | None, longest: float | None, stopped: bool = False) -> str:
     """One answer; ``longest``: the seconds of the longest bar, None for a card without times."""
     if answer is None:
-        return f'<section class="tl-card" data-answer="{key}"><h4>{title}</h4><p class="tl-text tl-waiting">waiting</p></section>'
+        state = "stopped" if stopped else "waiting"
+        return f'<section class="tl-card" data-answer="{key}"><h4>{title}</h4><p class="tl-text tl-waiting">{state}</p></section>'
     words = "".join(
         f'<span class="{"tl-part" if index == split else "tl-after" if split is not None and index > split else "tl-same"}" '
         f'title="probability {_percent(answer.logprobs[index])}">{escape(piece)}</span>'
         for index, piece in enumerate(answer.pieces)
     )
-    state = "done" if answer.done else "running"
+    state = "done" if answer.done else "stopped" if stopped else "running"
+    end = {"done": "", "stopped": ' <span class="tl-waiting">stopped</span>', "running": "<span class=tl-caret></span>"}[state]
     bar = "" if longest is None else _bar(answer, longest)
     turns = "".join(f'<p class="tl-turn"><b>{escape(q)}</b> {escape(a)}</p>' for q, a in answer.history)
     detail = f"{answer.kept_tokens} of {answer.visual_tokens} visual tokens, {answer.prompt_tokens} in the prompt"
     return (
         f'<section class="tl-card" data-answer="{key}" data-state="{state}"><h4>{title} <small>{escape(detail)}</small></h4>{turns}'
-        f'<p class="tl-text">{words}{"" if answer.done else "<span class=tl-caret></span>"}</p>{bar}</section>'
+        f'<p class="tl-text">{words}{end}</p>{bar}</section>'
     )
 
 
@@ -149,7 +173,7 @@ def _per_step(answer: Answer) -> str:
     return f" ({len(steps)} steps of {milliseconds(median(steps))})" if steps else ""
 
 
-def _verdict(full: Answer, pruned: Answer, split: int | None) -> str:
+def _verdict(full: Answer, pruned: Answer, split: int | None, pending: str) -> str:
     ratios = speedup(full, pruned)
     chips = "".join(
         f'<span class="tl-chip" data-speedup="{key}"><b>{value:.2f}x</b> {label}</span>'
@@ -163,11 +187,11 @@ def _verdict(full: Answer, pruned: Answer, split: int | None) -> str:
     if full.done and pruned.done:
         agreement = "Both answers are the same." if split is None else f"The answers part at token {split + 1} (marked)."
     else:
-        agreement = "Writing ..."
+        agreement = pending
     return f'<div class="tl-verdict">{chips}<span class="tl-agreement">{agreement}</span></div>'
 
 
-def _trimmed_note(pruned: Answer, trimmed: Answer) -> str:
+def _trimmed_note(pruned: Answer, trimmed: Answer, pending: str) -> str:
     """What the third answer has read, and what that cost in time."""
     traces = [trace for step in trimmed.traces for trace in step]
     bits = sum(trace.mean_bits for trace in traces) / len(traces)
@@ -177,7 +201,7 @@ def _trimmed_note(pruned: Answer, trimmed: Answer) -> str:
     split = parting(pruned, trimmed)
     same = "It says what the pruned answer says." if split is None else f"It leaves the pruned answer at token {split + 1}."
     if not trimmed.done:
-        same = "Writing ..."
+        same = pending
     return (
         f'<p class="tl-agreement" data-trimmed="note">Trimmed bits: {bits:.1f} bits per number of the KV cache were read, '
         f"{share:.0%} of a 16-bit cache's bytes. {same} A decode step took {speed}. "

@@ -101,6 +101,7 @@ def generate(ask: studio.Ask, percent: float, mode: str, error: float, window: f
         yield {"status": progress(0, f"Opening {ask.model} ...")}
         one_thread.apart(open_vlm, ask.model)
     vlm, image = one_thread.run(_encoded, ask)
+    vlm.fitting(question)
     method = studio.method_of(ask) if prune_first else None
     if method and method.after:
         raise UserError(

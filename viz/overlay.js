@@ -7,12 +7,16 @@ let listeners = [], told = '';
 
 const $ = (selector) => element.querySelector(selector);
 
-// Python rounds halves to even; so must the count here, or the page and the model would disagree by one patch.
-function keptCount() {
-  const exact = data.n * (1 - percent / 100), floor = Math.floor(exact), part = exact - floor;
-  const rounded = part > 0.5 || (part === 0.5 && floor % 2 === 1) ? floor + 1 : floor;
-  return Math.max(1, rounded);
+// As Python rounds, halves to even, or the page and the model would disagree by one patch; never less than one.
+function atLeastOne(exact) {
+  const floor = Math.floor(exact), part = exact - floor;
+  return Math.max(1, part > 0.5 || (part === 0.5 && floor % 2 === 1) ? floor + 1 : floor);
 }
+
+const keptCount = () => atLeastOne(data.n * (1 - percent / 100));
+
+// Rows and columns of the smaller picture that stands for k patches, as vlm.images.smaller makes it.
+const shrunk = (k) => [data.rows, data.cols].map((side) => atLeastOne(side * Math.sqrt(k / data.n)));
 
 // Where the picture itself was made smaller, no patch is pruned.
 const isKept = (i, k) => data.whole || data.rank[i] < k;
@@ -65,11 +69,12 @@ function draw() {
     ctx.strokeRect(x + 0.5, y + 0.5, w - 1, h - 1);
   }
   if (hovered >= 0) mark(ctx, width, height, k);
-  const pruned = (100 * (1 - k / data.n)).toFixed(1).replace(/\.0$/, '');
-  $('.tl-count').textContent = `${k} of ${data.n} patches kept`;
+  const [rows, cols] = shrunk(k), seen = data.whole ? rows * cols : k;
+  const pruned = (100 * (1 - seen / data.n)).toFixed(1).replace(/\.0$/, '');
+  $('.tl-count').textContent = data.whole ? `seen in ${rows} x ${cols} = ${seen} of ${data.n} tokens` : `${k} of ${data.n} patches kept`;
   $('.tl-share').textContent = `${pruned}% pruned`;
   element.dataset.kept = k;
-  canvas.setAttribute('aria-label', `${k} of ${data.n} image patches kept, ${pruned}% pruned, by ${data.method}`);
+  canvas.setAttribute('aria-label', `${$('.tl-count').textContent}, ${pruned}% pruned, by ${data.method}`);
   if (told !== `${data.id} ${k}`) { told = `${data.id} ${k}`; tell('cut', { id: data.id, n: data.n, kept: k }); }
 }
 

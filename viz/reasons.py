@@ -22,7 +22,7 @@ class Reason:
     """One patch at the step that decided about it: its own if it was kept, the last one if it was not.
 
     step counts picks from 1. importance_term: lam * importance; redundancy_term: (1 - lam) * cosine to ``nearest``, the kept
-    patch most like it, None at the first step; gain: their difference. rival: who took that step, with rival_gain.
+    patch most like it, None at the first step; gain: their difference. rival: who took that step, with its importance and gain.
     importance_rank: the place by importance alone, from 1.
     """
 
@@ -37,6 +37,7 @@ class Reason:
     redundancy_term: float
     gain: float
     rival: int
+    rival_importance: float
     rival_gain: float
 
 
@@ -75,6 +76,7 @@ def explain(cosine: np.ndarray, ranking: Ranking, lam: float, k: int, token: int
         redundancy_term=redundant,
         gain=wanted - redundant,
         rival=rival,
+        rival_importance=float(ranking.importance[rival]),
         rival_gain=rival_wanted - rival_redundant,
     )
 
@@ -90,7 +92,8 @@ def words(reason: Reason, lam: float, k: int, n: int, columns: int) -> str:
     verdict = f"kept, as number {r.step}" if r.kept else f"dropped: {k} of {n} are kept, and it was never the best"
     lines = [f"<p><b>The patch at {place(r.token, columns)} is {verdict}.</b></p>"]
     if r.nearest is None:
-        lines.append(f"<p>The first pick is the most important patch: importance {r.importance:.2f}.</p>")
+        own = "" if r.kept else f"; this one has {r.importance:.2f}"
+        lines.append(f"<p>The first pick is the most important patch: importance {r.rival_importance:.2f}{own}.</p>")
         return "".join(lines)
     lines.append(
         f"<table><tr><td>importance</td><td>{lam:g} x {r.importance:.3f}</td><td>{r.importance_term:+.3f}</td></tr>"

@@ -11,14 +11,14 @@ from typing import TypeVar
 
 from kvquant.cache import Setting as KVSetting
 from kvquant.modes import Certified
-from pruning.registry import METHODS, SCORERS, Method
+from pruning.registry import METHODS, SCORERS, Method, get_method
 from pruning.tokens import IMAGE, Ranking, keep_count
 from viz import answers, overlay
 from vlm import one_thread, questions
 from vlm.errors import UserError
 from vlm.images import open_image
 from vlm.model import Answer, Encoded, Vlm
-from vlm.open import is_open, open_vlm
+from vlm.open import is_open, open_vlm, scorer_file
 
 MAX_NEW_TOKENS, MOST_TURNS = 48, 4
 # No window: a pruned prompt is hardly longer than the usual window of 64, and nothing of it would be read with fewer bits.
@@ -109,12 +109,15 @@ def pruned_by(ask: Ask) -> str:
     return questions.clean(ask.before[0] if ask.before else ask.question)
 
 
-def asked_now(asked: Ask | None, model: str, image: str | None) -> Ask | None:
-    """What the page stands for: ``asked``, or, where a new picture or model was refused after it, the same about what the controls
-    show."""
-    if asked is None or (asked.model, asked.image) == (model, image):
-        return asked
-    return replace(asked, model=model, image=image, before=())
+def offered(model: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]], str]:
+    """(label, key) of the methods and of the importances that a model can be asked with, and the importance to begin with.
+
+    What is trained is offered only where a scorer lies beside the model's weights.
+    """
+    there = scorer_file(model).exists()
+    methods = [(m.label, key) for key, m in PRUNERS.items() if there or "weights" not in m.needs]
+    scorers = [(s.label, key) for key, s in SCORERS.items() if there or key != "trained"]
+    return methods, scorers, get_method("idpruner", there).scorer.key
 
 
 def about(key: str) -> str:
@@ -143,6 +146,7 @@ def opened(name: str) -> Vlm:
 @one_thread.here
 def _prepare(ask: Ask, prune: float) -> tuple[Vlm, Encoded, Ranking, Method]:
     question, vlm = pruned_by(ask), opened(ask.model)
+    vlm.fitting(ask.question)  # before it becomes a turn of the conversation
     image = vlm.encode(open_image(ask.image))
     method = method_of(ask)
     budget = keep_count(len(image.features), prune) if method.budgeted else None
@@ -234,12 +238,14 @@ class Side:
 
     @property
     def key(self) -> Hashable:
-        """What tells its answers from another side's."""
-        return self.ranking and (self.method, keep_count(len(self.ranking.order), self.prune), self.kv)
+        """What tells its answers from another side's; the patches themselves, for some methods choose them by another question."""
+        if self.ranking is None:
+            return None
+        return self.method, self.ranking.keep(keep_count(len(self.ranking.order), self.prune)).tobytes(), self.kv
 
 
-def compare(ask: Ask, percent: float, trimmed: bool = False) -> Iterator[str]:
-    """Streams the answers panel: the full answer, then the pruned one, then, if ``trimmed``, that with fewer bits of the KV cache.
+def compare(ask: Ask, percent: float, trimmed: bool = False) -> Iterator[answers.Written]:
+    """Streams the full answer, then the pruned one, then, if ``trimmed``, that with fewer bits of the KV cache.
 
     Every side has its own conversation: earlier questions were answered by itself.
 
@@ -256,33 +262,42 @@ def compare(ask: Ask, percent: float, trimmed: bool = False) -> Iterator[str]:
         for index, side in enumerate(sides):
             for answer in stream(vlm, image, question, side, said[index]):
                 written[index] = answer
-                yield answers.comparison(*written, where=vlm.placement.reason)
+                yield answers.Written(*written, where=vlm.placement.reason)
             said[index] += ((question, written[index].text),)
 
 
-def show(ask: Ask | None, percent: float, session: str, with_overlay: bool = True, trimmed: bool = False) -> Iterator[Shown]:
-    """One run of the page: the overlay, then the answers, until it is done or a newer run of this visitor begins."""
+def show(ask: Ask, percent: float, session: str, with_overlay: bool = True, trimmed: bool = False) -> Iterator[Shown]:
+    """One run of the page: the overlay, then the answers, until it is done, is cancelled or a newer run of this visitor begins."""
     turn = TURNS.begin(session)
+    written: answers.Written | None = None
+
+    def ended(notice: str = "") -> Shown:
+        # Nothing may claim to go on; what this run has not touched stays.
+        return Shown(panel=written and answers.comparison(replace(written, stopped=True)), notice=notice)
+
     try:
-        if ask is None:
-            raise UserError("Please choose or upload a picture first.")
-        questions.clean(ask.question)  # before it becomes a turn of the conversation
-        if not is_open(ask.model):
-            yield Shown(panel=answers.waiting(f"Opening {ask.model} ..."))
-            one_thread.apart(open_vlm, ask.model)
-        if with_overlay or METHODS[ask.method].budgeted:
-            value = look(ask, percent)
+        questions.clean(ask.question)
+        for step in _steps(ask, percent, with_overlay, trimmed):
             if not TURNS.is_newest(session, turn):
-                return
-            yield Shown(overlay=value, asked=ask)
-        for panel in compare(ask, percent, trimmed):
-            if not TURNS.is_newest(session, turn):
-                return
-            yield Shown(panel=panel)
+                break
+            if isinstance(step, answers.Written):
+                written, step = step, Shown(panel=answers.comparison(step))
+            yield step
     except (UserError, ValueError, RuntimeError) as error:
         told = complaint(error)
         if TURNS.is_newest(session, turn):
-            yield Shown(notice=told)
+            yield ended(told)
+    if TURNS.is_stopped(session):
+        yield ended()
+
+
+def _steps(ask: Ask, percent: float, with_overlay: bool, trimmed: bool) -> Iterator[Shown | answers.Written]:
+    if not is_open(ask.model):
+        yield answers.Written(opening=ask.model)
+        one_thread.apart(open_vlm, ask.model)
+    if with_overlay or METHODS[ask.method].budgeted:
+        yield Shown(overlay=look(ask, percent), asked=ask)
+    yield from compare(ask, percent, trimmed)
 
 
 def stream(vlm: Vlm, image: Encoded, question: str, side: Side, history: tuple[tuple[str, str], ...] = ()) -> Iterator[Answer]:

@@ -13,6 +13,8 @@ from vlm.errors import UserError
 MAX_BYTES = 30_000_000
 MAX_PIXELS = 60_000_000
 MAX_ASPECT = 4.0
+# A line of pixels, padded, would have thousands of times its area; no model looks at more than this.
+MAX_PADDED = 16_000_000
 # JPEG covers MPO, which Pillow does not register by its own name.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 PAPER = (255, 255, 255)
@@ -80,6 +82,9 @@ def _pad(picture: Image.Image) -> Image.Image:
     wide, high = max(width, round(height / MAX_ASPECT)), max(height, round(width / MAX_ASPECT))
     if (wide, high) == (width, height):
         return picture
+    if wide * high > MAX_PADDED:
+        shrink = (MAX_PADDED / (wide * high)) ** 0.5
+        return _pad(picture.resize((max(1, int(width * shrink)), max(1, int(height * shrink))), Image.Resampling.BICUBIC))
     pixels = np.asarray(picture)
     border = (pixels[:, [0, -1]] if wide > width else pixels[[0, -1]]).reshape(-1, 3).mean(0).round().astype(int)
     canvas = Image.new("RGB", (wide, high), tuple(border.tolist()))

@@ -182,6 +182,10 @@ class Vlm:
             raise UserError(f"{path.name} was trained for tokens of width {weights.width}; those of {self.name} have {width}.")
         self.scorer = weights.to(self.placement.device)
 
+    def fitting(self, question: str) -> str:
+        """The question without what cannot be typed. Raises UserError where it is empty or too long for this model."""
+        return questions.fitting(question, self.prompter.encode)
+
     @torch.inference_mode()
     def visual_tokens(
         self, image: Encoded, question: str, needs: frozenset[str] = frozenset(), after: int = inside.LOOK_AFTER
@@ -229,7 +233,7 @@ class Vlm:
             ValueError: a budgeted method got no k.
         """
         began = time.perf_counter()
-        tokens = self.visual_tokens(image, questions.clean(question), method.needs, max(method.after, 0) or inside.LOOK_AFTER)
+        tokens = self.visual_tokens(image, self.fitting(question), method.needs, max(method.after, 0) or inside.LOOK_AFTER)
         device.synchronise(self.placement.device)
         gathered = time.perf_counter() - began
         if method.after > 0:
@@ -259,7 +263,7 @@ class Vlm:
         """
         if max_new_tokens < 1:
             raise ValueError(f"An answer has at least one token, not {max_new_tokens}.")
-        question = questions.clean(question)
+        question = self.fitting(question)
         visual_tokens = sum(len(image.features) for image in images)
         keeps: list[np.ndarray | None] = [None] * len(images)
         if rankings is not None:

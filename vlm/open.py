@@ -62,10 +62,15 @@ def _open(name: str) -> Vlm:
     return hub.open_hub(name)
 
 
+def scorer_file(name: str) -> Path:
+    """Where a model's trained scorer lies, if it has one: beside the weights."""
+    return (embedded.MODEL_DIR if name == embedded.NAME else Path(name)) / FILE
+
+
 def _find_scorer(vlm: Vlm) -> None:
     """Takes the trained scorer beside the weights; a missing or broken one stops nobody who does not ask for it."""
     try:
-        vlm.use_scorer((embedded.MODEL_DIR if vlm.name == embedded.NAME else Path(vlm.name)) / FILE)
+        vlm.use_scorer(scorer_file(vlm.name))
     except UserError as error:
         vlm.no_scorer = str(error)
 

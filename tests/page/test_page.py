@@ -99,6 +99,18 @@ def test_tokens_and_percent_follow_each_other(open_page):
     expect(page.locator('[data-answer="pruned"] small')).to_contain_text("16 of", timeout=ANSWER_LIMIT)
 
 
+def test_the_slider_and_the_box_ask_what_the_controls_show(open_page):
+    """A question that was typed but not sent is the one on the page."""
+    page = open_page()
+    wait_for_answers(page)
+    page.locator("#question textarea, #question input").first.fill("Is there a cat?")
+    box = page.locator("#tokens input")
+    box.fill("20")
+    box.press("Enter")
+    expect(page.locator('[data-answer="full"] .tl-text')).to_contain_text(re.compile("^(Yes|No)"), timeout=ANSWER_LIMIT)
+    expect(page.locator('[data-answer="pruned"] small')).to_contain_text("20 of", timeout=ANSWER_LIMIT)
+
+
 @pytest.mark.parametrize(("width", "theme"), [(1400, "dark"), (390, "light"), (390, "dark")])
 def test_narrow_and_dark_pages_do_not_overflow(open_page, width, theme):
     page = open_page(width, 900, theme)

@@ -298,11 +298,11 @@ def test_titles_are_wrapped_to_fit_a_narrow_page():
 def test_the_third_answer_stands_beside_the_others():
     run = run_of("certified")
     plain = last(vlm().answer([vlm().encode(noise(1))], QUESTION, None, 0.0, NEW))
-    page = answers.comparison(plain, plain, run.answer, "here")
+    page = answers.comparison(answers.Written(plain, plain, run.answer, "here"))
     assert (
         'data-answer="trimmed"' in page
         and "bits per number" in page
         and "saves no memory" in page
         and "plain torch reference" in page
     )
-    assert 'data-answer="trimmed"' not in answers.comparison(plain, plain, where="here")
+    assert 'data-answer="trimmed"' not in answers.comparison(answers.Written(plain, plain, where="here"))

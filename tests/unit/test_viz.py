@@ -16,6 +16,7 @@ from pruning.tokens import VisualTokens
 from tests.unit.tiny import random_scorer, tiny_model, tiny_vlm
 from viz import answers, overlay, studio
 from vlm import one_thread
+from vlm.embedded import NAME
 from vlm.errors import UserError
 from vlm.model import Answer, Timings
 
@@ -51,7 +52,7 @@ def test_answers_part_at_the_first_different_token():
     full, pruned = answer([5, 6, 7], ["A", " cat", "."]), answer([5, 8, 7], ["A", " dog", "."])
     assert answers.parting(full, full) is None
     assert answers.parting(full, pruned) == 1
-    page = answers.comparison(full, pruned, where="here")
+    page = answers.comparison(answers.Written(full, pruned, where="here"))
     assert len(re.findall('class="tl-part"', page)) == 2 and "part at token 2" in page
 
 
@@ -61,7 +62,7 @@ def test_a_shorter_answer_parts_where_it_ends():
 
 
 def test_text_of_the_model_is_escaped():
-    page = answers.comparison(answer([5], ["<img src=x onerror=alert(1)>"]), None, where="<script>")
+    page = answers.comparison(answers.Written(answer([5], ["<img src=x onerror=alert(1)>"]), None, where="<script>"))
     assert "<img" not in page and "&lt;img" in page and "<script>" not in page
 
 
@@ -72,7 +73,7 @@ def test_speedups_are_ratios_of_the_measured_times():
     assert math.isclose(ratios.first_token, full.timings.first_token / pruned.timings.first_token)
     assert math.isclose(ratios.total, full.timings.total / pruned.timings.total)
     assert answers.speedup(full, answer([5], ["a"], done=False)).total is None
-    slower = answers.comparison(pruned, full, where="here")
+    slower = answers.comparison(answers.Written(pruned, full, where="here"))
     assert "0.25x" in slower, "where pruning loses, the page must say so"
 
 
@@ -152,13 +153,6 @@ def test_a_follow_up_continues_what_every_side_said_itself(one_model, picture):
         assert later[side].prompt_tokens > next(iter(studio.ANSWERS.items.values())).kept_tokens
 
 
-def test_after_a_refused_picture_the_slider_asks_about_what_the_controls_show():
-    ask = studio.Ask("model", "old.png", "What is this?", "idpruner", "neg-cos-mean", 0.5, ("Before?",))
-    assert studio.asked_now(ask, "model", "old.png") is ask and studio.asked_now(None, "model", "new.png") is None
-    other = studio.asked_now(ask, "model", "new.png")
-    assert (other.image, other.question, other.before) == ("new.png", "What is this?", ())
-
-
 def test_letting_go_of_the_slider_shows_answers_only(one_model, picture):
     ask = studio.Ask("tiny", picture, "What is this?", "idpruner", "norm", 0.3)
     shown = list(studio.show(ask, 50, "visitor", with_overlay=False))
@@ -195,7 +189,7 @@ def test_a_newer_run_of_the_same_visitor_stops_the_older_one_and_caches_nothing_
     other = studio.show(ask, 75, "somebody else")
     assert next(other).overlay
     studio.TURNS.begin("visitor")
-    assert list(older) == [] and not studio.ANSWERS.items
+    assert list(older) == [] and not studio.ANSWERS.items, "a newer run writes the panel"
     assert next(other).panel, "another visitor goes on"
     studio.TURNS.end("visitor")
     assert "visitor" not in studio.TURNS.newest
@@ -219,6 +213,50 @@ def test_a_failure_below_gives_a_sentence_too(one_model, picture, monkeypatch):
     monkeypatch.setattr(studio, "look", fail)
     (shown,) = run(studio.Ask("tiny", picture, "What?", "idpruner", "norm", 0.5))
     assert "features hold nan" in shown.notice
+
+
+def test_what_is_cancelled_says_so(one_model, picture):
+    ask = studio.Ask("tiny", picture, "What is this?", "idpruner", "norm", 0.3)
+    running = studio.show(ask, 75, "visitor", trimmed=True)
+    assert next(running).overlay and "tl-caret" in next(running).panel
+    studio.TURNS.stop("visitor")
+    (left,) = running
+    assert ">stopped<" in left.panel and "tl-caret" not in left.panel and "waiting<" not in left.panel
+    unseen = studio.show(ask, 75, "visitor")
+    next(unseen)
+    studio.TURNS.stop("visitor")
+    assert [part.panel for part in unseen] == [None], "the answers before stay"
+
+
+def test_a_model_that_cannot_be_opened_leaves_no_panel_that_says_it_is_opened(one_model, picture, monkeypatch):
+    def fail(name):
+        raise UserError("There is no such model.")
+
+    monkeypatch.setattr(studio, "is_open", lambda name: False)
+    monkeypatch.setattr(studio, "open_vlm", fail)
+    opening, failed = run(studio.Ask("large", picture, "What is this?", "idpruner", "norm", 0.3))
+    assert "Opening large" in opening.panel and "no such model" in failed.notice and "Opening" not in failed.panel
+
+
+def test_a_question_of_too_many_tokens_is_refused_before_it_is_asked(one_model, picture):
+    (shown,) = run(studio.Ask("tiny", picture, "\N{CUNEIFORM SIGN A}" * 900, "idpruner", "norm", 0.3))
+    assert "tokens for this model; at most 1,024" in shown.notice and shown.asked is None
+
+
+def test_models_without_a_trained_scorer_are_offered_none():
+    methods, scorers, first = studio.offered("Qwen/Qwen2.5-VL-3B-Instruct")
+    assert "visionselector" not in dict(methods).values() and "trained" not in dict(scorers).values()
+    assert first == "neg-cos-mean" and "idpruner" in dict(methods).values()
+    assert studio.offered(NAME)[2] == "trained"
+
+
+def test_an_answer_is_known_by_the_patches_that_it_saw(one_model, picture):
+    """CDPruner asks for other patches in another question's name: one question's answer, by two sets of patches, is two answers."""
+    sides = []
+    for question in ("What is this?", "Is there a red triangle at the left?"):
+        _, _, ranking, method = studio._prepare(studio.Ask("tiny", picture, question, "cdpruner", "norm", 0.5), 0.75)
+        sides.append(studio.Side(ranking, method, 0.75))
+    assert sides[0].key != sides[1].key and sides[0].key == replace(sides[0]).key
 
 
 def test_results_forget_the_oldest():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.unit.tiny import noise
 from vlm.errors import UserError
-from vlm.images import MAX_ASPECT, open_image
+from vlm.images import MAX_ASPECT, MAX_PADDED, open_image
 from vlm.questions import MAX_CHARACTERS, clean
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -158,6 +158,15 @@ def test_anything_else_is_refused_with_one_clear_sentence(name, tmp_path):
         with pytest.raises(UserError, match=reason) as caught:
             open_image(source)
         assert_clear(caught.value)
+
+
+def test_a_thin_picture_is_padded_no_larger_than_a_model_looks(tmp_path):
+    path = tmp_path / "line.png"
+    for size in ((1, 60_000), (20_000, 200), (60_000, 1)):
+        Image.new("RGB", size, (9, 8, 7)).save(path)
+        picture = open_image(path)
+        assert picture.width * picture.height <= MAX_PADDED and max(picture.size) / min(picture.size) <= 1.01 * MAX_ASPECT
+        assert picture.getpixel((0, 0)) == (9, 8, 7)
 
 
 def test_a_missing_path_and_a_folder_are_named(tmp_path):

@@ -150,6 +150,13 @@ def test_reasons_agree_with_the_greedy_choice_at_every_step(tokens, key, lam):
         assert ("is kept" in said) == r.kept and ("dropped: 12 of 48" in said) == (not r.kept)
 
 
+def test_a_patch_that_lost_to_the_first_pick_is_told_both_importances(tokens):
+    ranking, units = METHODS["idpruner"](tokens), unit_rows(tokens.features)
+    lost = reasons.explain(units @ units.T, ranking, 0.5, 1, int(ranking.order[7]))
+    said = reasons.words(lost, 0.5, 1, 48, 8)
+    assert f"importance {ranking.importance.max():.2f}; this one has {lost.importance:.2f}" in said
+
+
 def test_a_reason_names_what_top_k_would_have_done(tokens):
     ranking, units = METHODS["idpruner"](tokens), unit_rows(tokens.features)
     said = [reasons.words(reasons.explain(units @ units.T, ranking, 0.5, 12, i), 0.5, 12, 48, 8) for i in range(48)]
