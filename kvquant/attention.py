@@ -60,7 +60,7 @@ def attend(
     if not isinstance(key, StoredTensor):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     layer, decoding = key.contents.layer, query.shape[2] == 1
-    mode, store = layer.setting.mode, layer.store
+    mode, store = layer.setting.mode, key.contents.current()
     if decoding and not layer.exact:
         _check(dropout, kwargs)
         visible = _visible(attention_mask, query.shape[0])

@@ -102,12 +102,13 @@ class KVCache(Cache):
 
 
 def _storing(method: Callable) -> Callable:
-    """Runs a method outside inference mode, whose tensors a later call outside of it could not change."""
+    """A method that changes a layer, outside inference mode, whose tensors a later call outside of it could not change."""
 
     @wraps(method)
-    def run(*args, **kwargs):
+    def run(layer: StoreLayer, *args, **kwargs):
+        layer.version += 1
         with torch.inference_mode(False), torch.no_grad():
-            return method(*args, **kwargs)
+            return method(layer, *args, **kwargs)
 
     return run
 
@@ -117,7 +118,7 @@ def _first_store(setting: Setting) -> Store:
 
 
 class StoreLayer(CacheLayerMixin):
-    """One layer: a :class:`Store` and the traces of its newest decode steps."""
+    """One layer: a :class:`Store` and the traces of its newest decode steps; ``version`` counts its changes."""
 
     is_sliding = False
     is_croppable = True
@@ -125,7 +126,7 @@ class StoreLayer(CacheLayerMixin):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
-        self.setting, self.store = setting, _first_store(setting)
+        self.setting, self.store, self.version = setting, _first_store(setting), 0
         self.traces: deque[Trace] = deque(maxlen=setting.traced)
 
     @property
@@ -150,7 +151,7 @@ class StoreLayer(CacheLayerMixin):
         self._append(key_states, value_states)
         if was_empty:
             return key_states, value_states
-        contents = Contents(self, self.store.length, dtype)
+        contents = Contents(self, self.version, dtype)
         return StoredTensor(contents, 0), StoredTensor(contents, 1)
 
     @_storing
@@ -177,6 +178,7 @@ class StoreLayer(CacheLayerMixin):
         """-1: it grows."""
         return -1
 
+    @_storing
     def reset(self) -> None:
         """Forgets tokens and traces."""
         self.store = _first_store(self.setting)

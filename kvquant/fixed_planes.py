@@ -18,7 +18,7 @@ import torch
 
 from kvquant.bounds import operator_norm
 from kvquant.growing import Growing
-from kvquant.planes import join_fixed, residual, split_fixed
+from kvquant.planes import UNSTORABLE, join_fixed, residual, split_fixed
 
 # No channel is stretched more than 64 times over the typical one (a constant channel has no spread at all).
 LEAST_SPREAD = 2.0**-6
@@ -71,15 +71,11 @@ class FixedPlanes:
     def append(self, k: torch.Tensor, v: torch.Tensor) -> None:
         """k, v: [B, H, T, D], T >= 1, float32 or narrower (float64 is rounded to it). Raises ValueError unless all are finite."""
         k, v = k.float(), v.float()
-        if self.k_centre is None:
-            self.k_centre, self.v_centre = k.mean(2, keepdim=True), v.mean(2, keepdim=True)
-            spread = (k - self.k_centre).square().mean(2, keepdim=True).sqrt()
-            typical = spread.square().mean(-1, keepdim=True).sqrt()
-            self.k_spread = spread.maximum(LEAST_SPREAD * typical).clamp(min=FLOOR)
-            self.v_radius = torch.zeros_like(v[:, :, 0, :1])
-        prepared = (k - self.k_centre) / self.k_spread
-        # Both are split before either is stored, so that a number that cannot be stored leaves no half of a token behind.
+        constants = _constants_of(k, v) if self.k_centre is None else (self.k_centre, self.k_spread, self.v_centre, self.v_radius)
+        prepared = (k - constants[0]) / constants[1]
+        # Both are split before anything is kept, so that a number that cannot be stored leaves nothing behind.
         split = (split_fixed(prepared), split_fixed(v))
+        self.k_centre, self.k_spread, self.v_centre, self.v_radius = constants
         for growing, noise, rows, (high, low, step) in zip(
             (self.keys, self.values), (self.k_noise, self.v_noise), (prepared, v), split, strict=True
         ):
@@ -135,3 +131,18 @@ class FixedPlanes:
         spreads = (self.k_noise, self.v_noise, self.v_spread)
         parts = [x for s in spreads for x in (s.gram, s.norm, s.columns)]
         return sum(x.nbytes for x in [*parts, self.k_centre, self.k_spread, self.v_centre, self.v_radius])
+
+
+def _constants_of(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """K's centre and spread, V's centre and radius (of no tokens yet), from the first block. Raises ValueError as split_fixed."""
+    centre = k.mean(2, keepdim=True)
+    spread = (k - centre).square().mean(2, keepdim=True).sqrt()
+    typical = spread.square().mean(-1, keepdim=True).sqrt()
+    if not bool(torch.isfinite(typical).all()):
+        raise ValueError(UNSTORABLE)
+    return (
+        centre,
+        spread.maximum(LEAST_SPREAD * typical).clamp(min=FLOOR),
+        v.mean(2, keepdim=True),
+        torch.zeros_like(v[:, :, 0, :1]),
+    )

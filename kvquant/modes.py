@@ -72,7 +72,8 @@ class Trace:
 
     key_bits, value_bits: float32 [B, Hkv, L], bits read per number of each token (0: the row was skipped; whole tokens
     count the bits of their type). channel_bits: float32 [B, Hkv, D], bits read per number of each channel of K. bytes_read:
-    of planes, steps, whole tokens and per-head constants, as dereferenced; bytes_whole: what an ordinary cache reads.
+    of planes, steps, whole tokens and per-head constants, each counted once however many rounds look at it (Triton's kernel
+    counts every round's); bytes_whole: what an ordinary cache reads.
     norm: [B, Hq], ||o'||; bound, bound_max: [B, Hq], proven bounds of ||o' - o|| in the l2 and the maximum norm (o: exact
     attention of the numbers that were appended; for halves, of those numbers as halves), without the rounding of the
     arithmetic itself. rounds: passes over the choice of rows.

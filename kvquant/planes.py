@@ -59,6 +59,9 @@ def join_half(high: torch.Tensor, middle: torch.Tensor | None, low: torch.Tensor
     return (high.int() << 8 | middle << 4 | low).to(torch.int16).view(torch.float16)
 
 
+UNSTORABLE = "Keys or values hold nan or infinity, or are too large for float32; nothing can be stored."
+
+
 def pack(nibbles: torch.Tensor) -> torch.Tensor:
     """uint8 0..15 [..., 2n] -> bytes [..., n]: the first half of the row in the low nibbles, so that unpacking is contiguous."""
     first, second = nibbles.chunk(2, dim=-1)
@@ -77,7 +80,7 @@ def split_fixed(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     """
     peak = rows.abs().amax(-1)
     if not bool(torch.isfinite(peak).all()):
-        raise ValueError("Keys or values hold nan or infinity, or are too large for float32; nothing can be stored.")
+        raise ValueError(UNSTORABLE)
     step = (peak / 127.5).clamp(min=LEAST_STEP)
     scaled = rows / step[..., None]
     high = scaled.round().clamp(-127, 127)

@@ -11,25 +11,27 @@ from torch.utils._pytree import tree_map_only
 
 if TYPE_CHECKING:
     from kvquant.cache import StoreLayer
+    from kvquant.store import Store
 
 
 @dataclass(eq=False)
 class Contents:
-    """What a layer held after an update; ``length`` tokens, to be read as ``dtype``. Valid until the layer changes."""
+    """What a layer held after its change number ``version``, to be read as ``dtype``. Valid until the next one."""
 
     layer: StoreLayer
-    length: int
+    version: int
     dtype: torch.dtype
 
     @cached_property
     def dense(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """All bits: (k, v), [B, Hkv, L, D]; views of what is stored where it is stored whole.
+        """All bits: (k, v), [B, Hkv, L, D]; views of what is stored where it is stored whole. Raises as :meth:`current`."""
+        return self.current().dense(self.dtype)
 
-        Raises RuntimeError when the layer holds other tokens by now.
-        """
-        if self.layer.store.length != self.length:
+    def current(self) -> Store:
+        """The layer's store. Raises RuntimeError when the layer has changed."""
+        if self.layer.version != self.version:
             raise RuntimeError("The cache has changed since these keys and values were returned; they cannot be read any more.")
-        return self.layer.store.dense(self.dtype)
+        return self.layer.store
 
 
 class StoredTensor(torch.Tensor):

@@ -91,7 +91,7 @@ def decode_attention(
 def _compiled(
     q: torch.Tensor, store: Store, mode: Mode, mask: torch.Tensor | None, scale: float | None, traced: bool = True
 ) -> tuple[torch.Tensor, Trace | None] | None:
-    """None where a query is not finite."""
+    """None where a query is not finite, or too loud for coarse scores."""
     import numba
 
     from kvquant.kernels.cpu import fixed_answer, half_answer

@@ -84,6 +84,18 @@ def test_requests_that_it_cannot_serve_are_refused():
             k + 0
 
 
+def test_keys_of_a_layer_that_changed_are_not_read_even_at_the_same_length():
+    layer = StoreLayer(Setting(Paper(), window=0))
+    layer.update(torch.ones(1, 4, 80, 16), torch.ones(1, 4, 80, 16))
+    for change in (lambda: layer.crop(-1), lambda: layer.reorder_cache(torch.tensor([0]))):
+        k, _ = layer.update(torch.ones(1, 4, 1, 16), torch.ones(1, 4, 1, 16))
+        change()
+        if layer.get_seq_length() < k.shape[2]:
+            layer.update(7 * torch.ones(1, 4, 1, 16), torch.ones(1, 4, 1, 16))
+        with pytest.raises(RuntimeError, match="cannot be read any more"):
+            _ = k + 0
+
+
 def test_a_compiled_model_is_refused_or_runs_uncompiled():
     case = MAKERS["llama"](1)
     cache, step = KVCache(case.model.config), torch.compile(case.model.forward, backend="eager", fullgraph=True)

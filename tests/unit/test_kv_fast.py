@@ -155,6 +155,23 @@ def test_hard_cases_stay_within_their_bounds(kind):
     assert max(over) < (1e-3 if kind in ("large", "outlier channel") else ROUNDING)
 
 
+@pytest.mark.parametrize("loud", [3.0, 30.0, 100.0, 300.0, 1000.0, 1070.0, 1300.0, 3000.0])
+def test_a_query_too_loud_for_coarse_scores_is_the_reference_s(loud):
+    """Two rows whose low planes, in a loud query, lift one and lower the other by hundreds of octaves."""
+    g = torch.Generator().manual_seed(0)
+    k, v = torch.randn(1, 1, 128, 64, generator=g), torch.randn(1, 1, 128, 64, generator=g)
+    sign = k[0, 0, 0].sign()
+    k[0, 0, 1] = k[0, 0, 0]
+    k[0, 0, :2] += torch.tensor([[0.45], [-0.45]]) * sign * k[0, 0, 0].abs().max() / 127
+    q = (loud * sign)[None, None]
+    store = stored("fixed", k, v)
+    out, trace = fast.decode_attention(q, store, Certified(0.02))
+    known, _ = reference.decode_attention(q, store, Certified(0.02), dtype=torch.float64)
+    error = float((out.double() - attention(q, k, v)).norm())
+    print(f"x {loud}: error {error:.2g}, bound {float(trace.bound):.2g}, to the reference {float((out - known).norm()):.2g}")
+    assert out.isfinite().all() and error <= float(trace.bound) + 1e-5 * loud
+
+
 def test_less_error_takes_more_bytes_and_no_more_than_the_control():
     q, k, v = problem(5, length=3000, dim=64, peaked=0.7)
     store = stored("fixed", k, v)

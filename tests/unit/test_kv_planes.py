@@ -226,6 +226,17 @@ def test_peaks_are_absolute():
     assert planes.v_peak.unique().tolist() == [7.0]
 
 
+def test_a_block_that_cannot_be_stored_leaves_nothing_behind():
+    good, bad, large = (torch.randn(1, 2, 70, 8, dtype=torch.bfloat16) for _ in range(3))
+    bad[0, 0, 3, 2], large[0, 1, 5, 1] = torch.nan, 3e19
+    store = Store("fixed", window=0)
+    for rows in (bad, large):
+        with pytest.raises(ValueError, match="nan or infinity, or are too large"):
+            store.append(rows, good)
+    store.append(good, good)
+    assert store.length == 70 and (store.dense()[0].float() - good.float()).abs().max() < 0.02
+
+
 def test_wrong_input_is_refused_with_a_reason():
     with pytest.raises(ValueError, match="Unknown storage format"):
         Store("int3")

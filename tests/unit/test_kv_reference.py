@@ -144,6 +144,29 @@ def test_certified_mode_keeps_its_word(seed, group, length, window, error, peake
     assert bool((met | read.repeat_interleave(group, dim=1)).all())
 
 
+def two_clusters(loud: float, seed: int = 1):
+    """Keys in two tight clusters and a query of ``loud`` times the size, so that coarse scores may be off by hundreds."""
+    g = torch.Generator().manual_seed(seed)
+    base = torch.randn(64, generator=g)
+    side = torch.where(torch.arange(128) < 64, 1.0, -1.0)[:, None]
+    k = (side * base + 0.002 * torch.randn(128, 64, generator=g))[None, None].half()
+    v = torch.randn(1, 1, 128, 64, generator=g).half()
+    q = torch.randn(1, 1, 64, generator=g)
+    return loud * (q + (0.2 - (q @ base) / (base @ base))[..., None] * base), k, v
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loud", [10.0, 100.0, 1000.0, 3000.0])
+def test_a_loud_query_proves_nothing_rather_than_too_much(loud, dtype):
+    """What is certain of the softmax's sum then rounds to either side of nothing; a negative bound would certify anything."""
+    for seed in range(8):
+        q, k, v = two_clusters(loud, seed)
+        out, trace = decode_attention(q, stored("fixed", k, v), Certified(0.02), dtype=dtype)
+        error = float((out.double() - attention(q, k, v)).norm())
+        slack = 1e-9 if dtype == torch.float64 else 1e-6 * loud
+        assert float(trace.bound) >= 0 and error <= float(trace.bound) + slack, (seed, error, float(trace.bound))
+
+
 def test_less_error_takes_more_bits():
     q, k, v = problem(5, length=2000, peaked=0.7)
     store, exact = stored("fixed", k, v), attention(q, k, v)

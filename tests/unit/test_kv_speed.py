@@ -64,4 +64,7 @@ def test_regimes_are_read_and_their_absence_is_said(tmp_path):
     path.write_text(json.dumps({"where": "a test", "error": 0.1, "measured": measured}))
     (found,), where = kv_regimes.regimes(path)
     assert found.ratio == 2.0 and found.geometry == "qwen2.5-vl-7b" and where == "a test, an error of 0.1 certified"
-    assert "1 of 1 cases" in kv_regimes.regime_figure([found], where).layout.title.text.replace("<br>", " ")
+    chart = kv_regimes.regime_figure([found], where)
+    title = chart.layout.title.text.replace("<br>", " ")
+    assert "1 of 1 cases" in title and "in 1 of them (marked *) our kernel was faster still with every bit read" in title
+    assert chart.data[0].text[0][0] == "2.00x*" and "every bit read: 0.5 ms" in found.detail

@@ -11,16 +11,16 @@ Everything: one pass over both planes (kvquant.kernels.cpu.exact).
 from __future__ import annotations
 
 from kvquant.kernels.cpu.numbers import jit
-from kvquant.kernels.cpu.passes import settle
+from kvquant.kernels.cpu.passes import LEFT, settle
 from kvquant.kernels.cpu.queries import prepare
-from kvquant.kernels.cpu.stages import EXACT, FINISH, HIGH, MERGE, READ, share_out
+from kvquant.kernels.cpu.stages import CHOOSE, EXACT, FINISH, HIGH, MERGE, READ, share_out
 
 ROUNDS = 4
 
 
 @jit
 def decode(planes, norms, ask, wave, result, size, target, share, threads):
-    """Fills result; target 0 reads everything. Returns the rounds, or 0 where a query is not finite."""
+    """Fills result; target 0 reads everything. Returns the rounds, or 0 where a query is not finite, or too loud for it."""
     rows, most, waves = len(result.out), 1, len(wave.level)
     for row in range(rows):
         if not prepare(norms, ask, row):
@@ -35,6 +35,8 @@ def decode(planes, norms, ask, wave, result, size, target, share, threads):
             if stage == HIGH:
                 for w in range(here):
                     settle(wave, w)
+            if stage == CHOOSE and (wave.state[:here] == LEFT).any():
+                return 0
             if stage == MERGE or (stage == FINISH and not wave.state[:here].any()):
                 break
             if stage == FINISH:

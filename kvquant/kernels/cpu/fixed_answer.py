@@ -15,7 +15,7 @@ from kvquant.store import Store
 def answer(
     q: torch.Tensor, store: Store, mode: Exact | Certified, mask: torch.Tensor | None, scale: float, threads: int, traced: bool
 ) -> tuple[torch.Tensor, Trace | None] | None:
-    """q: [B, Hq, D]; mask: bool [B, L]. None where a query is not finite."""
+    """q: [B, Hq, D]; mask: bool [B, L]. None where a query is not finite, or too loud for coarse scores."""
     batch, heads, length, dim = store.shape
     n, rows, group = store.planed, batch * heads, q.shape[1] // heads
     planes, norms = views_of(store)

@@ -14,8 +14,8 @@ from kvquant.kernels.cpu.rows import AHEAD
 from kvquant.kernels.cpu.scores import MASKED, high_weights, refine
 from kvquant.kernels.cpu.values import K_FINE, V_READ, add_rows
 
-# States of a row: done, to be read by its limits, to be read whole.
-DONE, CHOSEN, EVERYTHING = 0, 1, 2
+# States of a row: done, to be read by its limits, to be read whole, left to the reference.
+DONE, CHOSEN, EVERYTHING, LEFT = 0, 1, 2, 3
 Query = namedtuple("Query", "turn dots dim digits start unit shift level")
 
 
@@ -159,11 +159,16 @@ def refine_part(planes, ask, wave, w, row, first, tokens, count):
 def choose(planes, norms, ask, wave, w, row, floor, target, share):
     """After pass 2: the limits of a row, so that a bound of ``target`` times the output can be expected."""
     dim, units = planes.dim, wave.squares.shape[1]
+    wave.step[w] = k_steps(planes, row).max()
+    for j in range(ask.query.shape[1]):
+        if not slopes(ask.size[row, j])[0] * wave.step[w] <= HOPELESS:
+            wave.state[w] = LEFT
+            return
     k_step, v_step, count = 0.0, 0.0, 0
     for i in range(0, planes.tokens, 64):  # a typical step serves for the choice
         k_step, v_step, count = k_step + k_steps(planes, row)[i], v_step + v_steps(planes, row)[i], count + 1
     k_step, v_step = k_step / count, v_step / count
-    wave.step[w], wave.state[w] = k_steps(planes, row).max(), CHOSEN
+    wave.state[w] = CHOSEN
     spread, v_noise = norms.v_spread[row], max(norms.v_noise[row] * v_step, 1e-30)
     wave.ratio[w] = norms.v_noise[row] / spread
     out = np.empty(dim)
@@ -183,8 +188,6 @@ def choose(planes, norms, ask, wave, w, row, floor, target, share):
         roots(squares)
         allowed = target * np.sqrt(length)
         coarse, fine = slopes(ask.size[row, j])
-        if coarse * wave.step[w] > HOPELESS:
-            wave.state[w] = EVERYTHING
         noise = noise_of(ask.size[row, j], norms.k_noise[row], planes.tokens, dim)
         left = max(allowed - 1.5 * fine * k_step * np.sqrt(length), 0.25 * allowed)
         y = k_step * (1 + coarse * k_step / 2)
