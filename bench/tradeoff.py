@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
+from bench.headline import Scores
 from bench.suite.evaluate import Setting
 from bench.suite.stored import ROOT, answered, commit, type_of
 from bench.suite.tasks import DEVELOPMENT_SEED, NINE, SEED, Item, items
@@ -28,6 +29,7 @@ from vlm.open import open_vlm
 RESULTS = ROOT / "assets" / "results"
 BESIDE = ("topk", "farthest", "dpp", "random", "uniform")
 BOOTSTRAPS, SEEDS = 1000, 5
+MIDDLE = 0.5  # the lambda that all points are compared with
 # The scorers of the suite's pictures do not read the question; the curve of a picture alone needs one all the same.
 ANY_QUESTION = "What is in the picture?"
 
@@ -88,7 +90,7 @@ def accuracy(vlm: Vlm, shares: list[float], tasks: list[str], limit: int, seed: 
     settings = {share: settings_of(share, steps, scorer) for share in shares}
     flat = [setting for points in settings.values() for group in points for setting in group]
     full: dict[str, np.ndarray] = {}
-    scores: dict[Setting, dict[str, np.ndarray]] = {setting: {} for setting in flat}
+    scores: dict[Setting, Scores] = {setting: {} for setting in flat}
     worth: dict[Setting, list[Measures]] = {setting: [] for setting in flat}
     for task in tasks:
         asked = items(task, limit, seed)
@@ -100,16 +102,25 @@ def accuracy(vlm: Vlm, shares: list[float], tasks: list[str], limit: int, seed: 
             worth[setting] += of_task[setting]
     record: dict = {"scorer": scorer, "tasks": tasks, "n": limit * len(tasks), "unpruned": _accuracy(full), "prune": {}}
     for share, groups in settings.items():
-        points = [_point(group, scores, worth) for group in groups if worth[group[0]]]
+        # All answer the same questions: intervals of their own may overlap where the difference is plain.
+        middle = min(groups[:steps], key=lambda group: abs(group[0].lam - MIDDLE))
+        points = [_point(group, middle, scores, worth) for group in groups if worth[group[0]]]
         record["prune"][str(share)] = {"points": points, "spearman": correlations(points)}
     return record
 
 
-def _point(group: list[Setting], scores: dict[Setting, dict[str, np.ndarray]], worth: dict[Setting, list[Measures]]) -> dict:
-    """One point from the settings of one method that differ in their seed."""
-    mean = {task: np.mean([scores[setting][task] for setting in group], 0) for task in scores[group[0]]}
+def _point(
+    group: list[Setting], middle: list[Setting], scores: dict[Setting, Scores], worth: dict[Setting, list[Measures]]
+) -> dict:
+    """One point from the settings of one method that differ in their seed; ahead: 95% interval of its lead over ``middle``."""
+
+    def mean(settings: list[Setting]) -> Scores:
+        return {task: np.mean([scores[setting][task] for setting in settings], 0) for task in scores[settings[0]]}
+
+    mine, other = mean(group), mean(middle)
+    ahead = interval({task: mine[task] - other[task] for task in mine})
     measures = mean_measures([m for setting in group for m in worth[setting]])
-    return {"method": group[0].method, "lam": group[0].lam} | _accuracy(mean) | rounded(measures)
+    return {"method": group[0].method, "lam": group[0].lam} | _accuracy(mine) | {"ahead": ahead} | rounded(measures)
 
 
 def _accuracy(scores: dict[str, np.ndarray]) -> dict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,6 +87,10 @@ class VisualTokens:
             part = getattr(self, name)
             if part is not None and tuple(part.shape) != (n,):
                 raise ValueError(f"{name} must be [{n}], got {tuple(part.shape)}.")
+        for name in ("question", "attention", "received", "middle", "keys"):
+            _finite(name, getattr(self, name))
+        for part in fields(LayerView) if self.layer is not None else ():
+            _finite(f"layer.{part.name}", getattr(self.layer, part.name))
         if self.keys is not None and (self.keys.ndim != 2 or len(self.keys) != n):
             raise ValueError(f"keys must be [{n}, C], got {tuple(self.keys.shape)}.")
         if self.layer is not None and {len(self.layer.visual), len(self.layer.visual_keys), len(self.layer.attention)} != {n}:
@@ -99,6 +103,12 @@ class VisualTokens:
         for name in sorted(names):
             if getattr(self, name) is None:
                 raise ValueError(f"{who} needs the {name}: {REMEDY[name]}, or choose another {instead}.")
+
+
+def _finite(name: str, part: object) -> None:
+    """Raise ValueError where a tensor holds nan or inf: sorted, it would pass for a rank."""
+    if isinstance(part, torch.Tensor) and not bool(torch.isfinite(part).all()):
+        raise ValueError(f"{name} holds nan or inf; check the model's output and its dtype.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,8 @@ from pruning.selectors.topk_farthest import pool_of
 
 STEPS = 21
 SEEDS = 5
+# R must be drawn apart from whatever else counts its seeds from 0: a random S would be its own R.
+STREAM = 20261128
 # Means stand for the sums of the definition (|R| = |S|, so their ratio is the same); so a large S can do with fewer draws.
 MOST_DRAWS = 512
 # Below this a distance is the rounding of float32 cosines: the two tokens are the same.
@@ -101,7 +103,7 @@ def space(features: torch.Tensor, importance: np.ndarray, k: int, seeds: int = S
     # A token is at no distance from itself, not even one of length zero.
     np.fill_diagonal(cosine, 1.0)
     n, draws = len(units), min(k, MOST_DRAWS)
-    generators = [np.random.default_rng(seed) for seed in range(seeds)]
+    generators = [np.random.default_rng((STREAM, seed)) for seed in range(seeds)]
     tokens = np.stack([rng.permutation(n)[:draws] for rng in generators])
     box = box_cosines(features.detach().cpu().numpy().astype(np.float32), units, generators, draws)
     return Space(cosine, importance.astype(np.float64), tokens, box)

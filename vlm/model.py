@@ -225,8 +225,9 @@ class Vlm:
     def rank(self, image: Encoded, question: str, method: Method, k: int | None = None) -> Ranking:
         """The method's order of this image's tokens; getting what it needs counts as scoring.
 
-        k: how many are to be kept, for a budgeted method. Language layers that a method prunes behind run again in the answer's
-        prefill and count there.
+        k: how many are to be kept, for a budgeted method. What looks into the language model (FastV, DART, LastTokenAttention) sees
+        the prompt of this image and question alone, without earlier turns and other images. Language layers that a method prunes
+        behind run again in the answer's prefill and count there.
 
         Raises:
             UserError: the question is empty or too long, or the method needs a trained scorer and there is none.

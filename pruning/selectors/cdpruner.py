@@ -15,8 +15,9 @@ from pruning.tokens import VisualTokens
 class CDPruner(Selector):
     """Greedy MAP of the DPP with L_ij = r_i cos(x_i, x_j) r_j, r the relevance to the question in [floor, 1 + floor].
 
-    CDPruner, arXiv 2506.10967; floor 1e-6 as in its code. Its relevance is negated for CLIP, whose image-text
-    cosines run the wrong way; here, as in openvino.genai for Qwen, it is the plain cosine with the mean question embedding.
+    CDPruner, arXiv 2506.10967; floor 1e-6, which its code adds before it divides by the range, not behind it. Its
+    relevance is negated for CLIP, whose image-text cosines run the wrong way; here, as in openvino.genai for Qwen, it is the
+    plain cosine with the mean question embedding.
     """
 
     floor: float = 1e-6

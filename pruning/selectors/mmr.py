@@ -15,7 +15,8 @@ from pruning.tokens import VisualTokens
 class MMR(Selector):
     """argmax lam * importance_i - (1 - lam) * max_{j kept} cos(x_i, x_j), the most important token first.
 
-    IDPruner, arXiv 2602.13315, section 4. lam: 1 keeps the most important, 0 the most diverse tokens.
+    IDPruner, arXiv 2602.13315, section 4. lam: 1 keeps the most important, 0 the most diverse tokens. Of several images each
+    is ordered, and keeps its share, by itself; the code behind the paper (AngelSlim) lets all compete for one budget.
     """
 
     lam: float = 0.5

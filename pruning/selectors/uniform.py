@@ -15,7 +15,8 @@ class UniformGrid(Selector):
     """Farthest-point order of the token positions, from the middle of the image outwards.
 
     Every prefix covers the image within twice the best possible radius (Gonzalez 1985). It looks at neither
-    features nor importance: the honest opponent of every content-aware method.
+    features nor importance: the honest opponent of every content-aware method. Farthest points lean to the border where few
+    are kept: of 26 on 16 x 16 tokens 46% lie on it, where 23% of all do; of 64, 33%.
     """
 
     def select(self, tokens: VisualTokens, importance: np.ndarray) -> np.ndarray:

@@ -48,8 +48,9 @@ class VisionZip(Selector):
         stands = x.clone()
         if len(others):
             keys = unit_rows(tokens.keys).astype(np.float64)
-            goes_to = torch.from_numpy(targets[(keys[others] @ keys[targets].T).astype(np.float32).argmax(1)]).to(x.device)
-            stands.index_add_(0, goes_to, x[torch.from_numpy(others).to(x.device)])
-            members = torch.ones(len(x), device=x.device).index_add_(0, goes_to, torch.ones(len(others), device=x.device))
-            stands /= members[:, None]
+            goes_to = torch.from_numpy((keys[others] @ keys[targets].T).astype(np.float32).argmax(1))
+            # A product with zeros and ones: a GPU's scattered sums come in another order every time.
+            joins = torch.nn.functional.one_hot(goes_to, len(targets)).T.to(x)
+            at = torch.from_numpy(targets).to(x.device)
+            stands[at] = (x[at] + joins @ x[torch.from_numpy(others).to(x.device)]) / (1 + joins.sum(1, keepdim=True))
         return stands[torch.from_numpy(np.sort(order[:k])).to(x.device)]

@@ -20,7 +20,8 @@ class VisPruner(Selector):
 
     VisPruner, arXiv 2412.01818; important: the attended share of the budget, 0.5. In a round the others, in the
     order of attention, are dealt out in two hands, and of the first hand the up to eight tokens go that are most like any of
-    the second; what is left of the first hand goes in front, most similar first, as in the published code.
+    the second; what is left of the first hand goes in front, most similar first, as in the published code. That compares the
+    tower's features before the projector; here, as in AngelSlim, they are those behind the merger.
     """
 
     budgeted = True

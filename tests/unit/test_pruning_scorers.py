@@ -87,6 +87,7 @@ def test_normalise_refuses_what_cannot_be_ranked(bad):
         ({"features": torch.zeros(4)}, "features must"),
         ({"features": torch.zeros(4, 3, dtype=torch.float16)}, "float32"),
         ({"features": torch.full((4, 3), float("nan"))}, "nan or inf"),
+        ({"middle": torch.tensor([0.1, 0.2, float("nan"), 0.4])}, "middle holds nan or inf"),
         ({"grid": (2, 3)}, "grid 2 x 3 does not hold 4 tokens"),
         ({"grid": (-2, -2)}, "grid"),
         ({"question": torch.zeros(2, 4)}, "question must"),

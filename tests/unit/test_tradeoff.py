@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.kernels import unit_rows
-from pruning.tokens import normalise
+from pruning.selectors import Random
+from pruning.tokens import VisualTokens, normalise
 from pruning.tradeoff import (
     AXES,
+    STREAM,
     Measures,
     Point,
     falls,
@@ -73,7 +75,7 @@ def test_box_points_give_the_literal_statistic():
     inside = (x.numpy() - mean) @ axes.T
     expected = []
     for seed in range(2):
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng((STREAM, seed))
         rng.permutation(24)
         points = mean + rng.uniform(inside.min(0), inside.max(0), (len(kept), 6)) @ axes
         expected.append(literal_hopkins(list(torch.from_numpy(points)), [x[i] for i in kept]))
@@ -90,6 +92,18 @@ def test_hopkins_tells_clusters_from_an_even_spread():
     for axis in ("hopkins", "hopkins_box"):
         assert getattr(even, axis) < getattr(random, axis) < getattr(clustered, axis), axis
     assert clustered.hopkins > 0.95 and even.hopkins < 0.3
+
+
+def test_a_random_set_is_not_compared_with_itself():
+    """Hopkins' own draws once came from the generators of the method Random, so that one of five was the set itself."""
+    x, importance = tokens(120)
+    shared = space(x, importance, 30)
+    for seed in range(5):
+        kept = np.sort(Random(seed).select(VisualTokens(x, (10, 12)), importance)[:30])
+        assert all(set(drawn) != set(kept) for drawn in shared.draws.tolist())
+        found = measure(shared, kept)
+        predicted = (1 - found.coverage) / (1 - found.coverage + found.mean_distance)
+        assert found.hopkins == pytest.approx(predicted, abs=4 * found.hopkins_std)
 
 
 def test_hopkins_of_tokens_is_what_coverage_and_spacing_predict():

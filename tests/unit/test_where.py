@@ -79,6 +79,9 @@ RECORD = {
 def test_the_picture_shows_every_lead_and_the_title_counts_them():
     said = where.title(RECORD, "0.75")
     assert "Top-k: ahead in 1, behind in 0" in said and "training-free score: ahead in 1, behind in 1" in said
+    assert "With all 4 comparisons at once, what holds is charts (+2.0 over Top-k), photographic ground (+1.2 over" in said
+    assert where.together(lead(0.2, 3.8), 1) and not where.together(lead(0.2, 3.8), 4)
+    assert where.together(lead(-3.8, -0.2), 1) and not where.together(lead(-1, 1), 1)
     fig = where.figure(RECORD, "0.75")
     assert [trace.name for trace in fig.data] == ["over Top-k", "over MMR, training-free score"]
     assert list(fig.data[0].x) == [0.5, 2.0] and list(fig.data[1].error_x.array) == pytest.approx([0.75, 1.5])
