@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         "seed": seed,
         "commit": commit(),
         "dtype": type_of(vlm),
-        "answered": answered_at() if arguments.committed else [commit()],
+        "answered": answered_at(),
         "kept": {},
         "interval": {},
         "pruned": {},

@@ -27,6 +27,7 @@ from vlm.words import MARKER_BIAS, MARKER_SHARPNESS, PLACE_SHARE, PLACE_SHARPNES
 ROOT = Path(__file__).resolve().parents[2]
 SCORES = ROOT / "assets/results/scores.jsonl"
 MODEL = "trimlens-*.safetensors"
+_COMMITS: set[str] = set()
 BLOCK = 50  # questions that are kept together; runs share the blocks that they have whole
 
 
@@ -46,18 +47,20 @@ def _block(vlm: Vlm, task: str, asked: list[Item], settings: list[Setting], comm
     questions = _digest(asked)
     keys = {setting: _key(questions, setting, type_of(vlm)) for setting in settings}
     files = {setting: RUNS / "suite" / f"{task.replace(' ', '-')}-{key}.json" for setting, key in keys.items()}
-    known = {setting: json.loads(file.read_text())["scores"] for setting, file in files.items() if file.exists()}
+    known = {setting: json.loads(file.read_text()) for setting, file in files.items() if file.exists()}
     if committed:
         rows = _committed(SCORES)
-        known = {setting: rows[key]["scores"] for setting, key in keys.items() if key in rows} | known
+        known = {setting: rows[key] for setting, key in keys.items() if key in rows} | known
     missing = [setting for setting in settings if setting not in known]
-    for setting, scores in run(vlm, asked, missing).items() if missing else ():
-        known[setting] = [int(score) if score in (0, 1) else round(score, 4) for score in scores.tolist()]
+    for setting, found in run(vlm, asked, missing).items() if missing else ():
+        scores = [int(score) if score in (0, 1) else round(score, 4) for score in found.tolist()]
         row = {"key": keys[setting], "task": task, "questions": questions, "dtype": type_of(vlm), "commit": commit()}
         said = {name: value for name, value in asdict(setting).items() if value is not None}
+        known[setting] = row | {"setting": said, "scores": scores}
         files[setting].parent.mkdir(parents=True, exist_ok=True)
-        files[setting].write_text(json.dumps(row | {"setting": said, "scores": known[setting]}))
-    return {setting: np.array(known[setting]) for setting in settings}
+        files[setting].write_text(json.dumps(known[setting]))
+    _COMMITS.update(known[setting]["commit"] for setting in settings)
+    return {setting: np.array(known[setting]["scores"]) for setting in settings}
 
 
 def gather(limit: int = 500) -> int:
@@ -78,8 +81,8 @@ def gather(limit: int = 500) -> int:
 
 
 def answered_at() -> list[str]:
-    """The commits at which the answers of SCORES, and those still to come, were given."""
-    return sorted({row["commit"] for row in _committed(SCORES).values()} | {commit()})
+    """The commits at which the answers were given that this process has read or made."""
+    return sorted(_COMMITS)
 
 
 def _rows(path: Path) -> list[dict]:
@@ -104,9 +107,14 @@ def _key_of(row: dict) -> str:
 
 
 def _key(questions: str, setting: Setting, dtype: str) -> str:
-    """Other weights, another number type and other questions have other scores."""
+    """Other weights, another number type, other questions and another parameter of a method have other scores.
+
+    A change of a method's code has, too, but no key knows it: then its rows must go from runs/suite and SCORES.
+    """
     words = SHARE, SHARPNESS, MARKER_SHARPNESS, MARKER_BIAS, PLACE_SHARE, PLACE_SHARPNESS
-    return hashlib.sha256(repr((_weights(setting), words, dtype, questions, setting)).encode()).hexdigest()[:20]
+    method = setting.configured() if setting.method in METHODS else None
+    parts = method and (method.scorer, method.selector)
+    return hashlib.sha256(repr((_weights(setting), words, dtype, questions, setting, parts)).encode()).hexdigest()[:20]
 
 
 def _digest(asked: list[Item]) -> str:

@@ -11,6 +11,7 @@ from bench import tradeoff
 from bench.suite import stored
 from bench.suite.evaluate import Setting
 from bench.suite.tasks import Item
+from pruning.registry import METHODS
 from tests.unit.tiny import noise
 
 
@@ -96,3 +97,12 @@ def test_another_scorer_makes_other_keys_only_where_it_scores(monkeypatch):
         monkeypatch.setattr(stored, "_hash", lambda names, scorer=scorer: scorer if names == stored.FILE else "model")
         found.append([stored._key("questions", setting, "float32") for setting in settings + scored])
     assert [a == b for a, b in zip(*found, strict=True)] == [True] * len(settings) + [False] * len(scored)
+
+
+def test_another_parameter_of_a_method_makes_another_key(monkeypatch):
+    asked, other = Setting("id-selection", 0.5), Setting("topk", 0.5)
+    before = [stored._key("questions", setting, "float32") for setting in (asked, other)]
+    changed = replace(METHODS["id-selection"], selector=replace(METHODS["id-selection"].selector, gamma=10.0))
+    monkeypatch.setitem(METHODS, "id-selection", changed)
+    after = [stored._key("questions", setting, "float32") for setting in (asked, other)]
+    assert after[0] != before[0] and after[1] == before[1]
