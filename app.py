@@ -164,8 +164,10 @@ def build_demo() -> gr.Blocks:
         demo.unload(leave)
         wire_lab(tools, asked, percent, tokens, [method, lam], run)
         wire_bits(bits, [*controls, percent])
-        filled = [compared.share, compared.axis], [compared.rows, compared.plot]
+        filled = [compared.source, compared.share, compared.axis], [compared.rows, compared.plot]
         gr.on([table_tab.select, compared.share.change, compared.axis.change], table.fill, *filled, **quick)
+        chosen = compared.source.change(table.choose, compared.source, [compared.said, compared.share, compared.axis], **quick)
+        chosen.then(table.fill, *filled, **quick)
         gr.on([table_tab.select, compared.share.change], where.fill, compared.share, wins, **quick)
     return demo
 

@@ -78,7 +78,8 @@ def regime_figure(found: list[Regime], where: str) -> go.Figure:
     won, still = sum(regime.ratio > 1 for regime in found), sum(regime.by_kernel for regime in found)
     kernel = f"; in {still} of them (marked *) our kernel was faster still with every bit read" if still else ""
     chart = figure(
-        f"Reading fewer bits was faster than the fastest baseline in {won} of {len(found)} cases, on {where}{kernel}.",
+        f"Reading fewer bits was faster than the fastest baseline in {won} of {len(found)} cases, on synthetic numbers, on "
+        f"{where}{kernel}.",
         34 * len(contexts) + 40,
         legend_rows=1,
     )

@@ -9,7 +9,9 @@ import plotly.graph_objects as go
 
 from viz import style
 
-FILE = Path(__file__).resolve().parent.parent / "assets" / "results" / "headline.json"
+RESULTS = Path(__file__).resolve().parent.parent / "assets" / "results"
+# Few methods asked much; many asked less, and timed.
+FILES = ("headline_4500.json", "headline.json")
 MISSING = (
     "This table has not been measured yet for the weights that ship: `python -m bench.headline --methods all --prune 0.5 0.75 0.9 "
     "--cost --out assets/results/headline.json` writes it, in hours on two cores; it goes on where it was stopped."
@@ -20,18 +22,30 @@ NAMES = {"mmr training-free": "MMR, training-free score"}
 
 @dataclass(frozen=True)
 class Table:
-    """The components: which share is pruned, the rows, the plot and its axis, and what is said above."""
+    """The components: which measurement, which share is pruned, the rows, the plot and its axis, and what is said above."""
 
     said: gr.Markdown
+    source: gr.Radio
     share: gr.Radio
     rows: gr.Dataframe
     axis: gr.Radio
     plot: gr.Plot
 
 
-def load(path: Path = FILE) -> dict | None:
+def load(path: Path) -> dict | None:
     """The record that a bench's ``--out`` wrote, or None where there is none."""
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def records() -> dict[str, dict]:
+    """The measurements that are there, by their file's name."""
+    found = {name: load(RESULTS / name) for name in FILES}
+    return {name: record for name, record in found.items() if record}
+
+
+def label(record: dict) -> str:
+    """A measurement in a few words."""
+    return f"{record['n']:,} questions, {len(record['kept'])} methods{', with times and memory' * ('cost' in record)}"
 
 
 def name_of(key: str) -> str:
@@ -123,27 +137,42 @@ def figure(record: dict, axis: str) -> go.Figure:
 
 def build() -> Table:
     """The tab's components; filled by :func:`fill` when the tab is opened."""
-    record = load()
-    there = shares(record) if record else []
+    found = records()
+    first = next(iter(found), None)
+    text, share, axis = choose(first) if first else (MISSING, gr.Radio(visible=False), gr.Radio(visible=False))
     return Table(
-        gr.Markdown(said(record) if record else MISSING, elem_id="table-said"),
+        gr.Markdown(text, elem_id="table-said"),
         gr.Radio(
-            [(f"{float(s):.0%} pruned", s) for s in there],
-            value=there[len(there) // 2] if there else None,
+            [(label(record), name) for name, record in found.items()],
+            value=first,
             show_label=False,
-            visible=bool(record),
-            elem_id="table-share",
+            visible=len(found) > 1,
+            elem_id="table-source",
         ),
-        gr.Dataframe(interactive=False, visible=bool(record), elem_id="table-rows", show_label=False),
-        # Without measured costs there is one axis only.
-        gr.Radio([(label, key) for key, label in AXES.items()], value="tokens", label="Against", visible="cost" in (record or {})),
-        gr.Plot(show_label=False, visible=bool(record), elem_id="table-plot"),
+        share,
+        gr.Dataframe(interactive=False, visible=bool(found), elem_id="table-rows", show_label=False),
+        axis,
+        gr.Plot(show_label=False, visible=bool(found), elem_id="table-plot"),
     )
 
 
-def fill(share: str | None, axis: str) -> tuple:
+def choose(source: str) -> tuple[str, gr.Radio, gr.Radio]:
+    """What is said of a measurement, the shares that it has, and what its plot can be drawn against."""
+    record = records()[source]
+    there = shares(record)
+    choices = [(f"{float(s):.0%} pruned", s) for s in there]
+    # Without measured costs there is one axis only.
+    axes = [(text, key) for key, text in AXES.items()]
+    return (
+        said(record),
+        gr.Radio(choices, value=there[len(there) // 2], show_label=False, elem_id="table-share"),
+        gr.Radio(axes, value="tokens", label="Against", visible="cost" in record),
+    )
+
+
+def fill(source: str | None, share: str | None, axis: str) -> tuple:
     """The rows and the plot, or nothing where nothing was measured."""
-    record = load()
-    if record is None or share is None:
+    record = records().get(source)
+    if record is None or share not in shares(record):
         return gr.skip(), gr.skip()
-    return gr.Dataframe(rows(record, share), headers=head(record)), figure(record, axis)
+    return gr.Dataframe(rows(record, share), headers=head(record)), figure(record, axis if "cost" in record else "tokens")

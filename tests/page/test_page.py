@@ -228,6 +228,8 @@ def test_the_tab_of_all_methods_shows_what_was_measured_or_how_to_measure_it(ope
     assert len(kept) > 3 and kept == sorted(kept, reverse=True), kept
     expect(page.locator("#table-plot .js-plotly-plot .scatterlayer .trace")).to_have_count(len(kept))
     expect(page.locator("#table-plot .xtitle")).to_have_text("Tokens kept (%)")
+    page.locator("#table-source label").filter(has_text="with times and memory").click()
+    expect(page.locator("#table-said")).to_contain_text("Times: medians")
     page.get_by_label("Time to first token (ms)").check()
     expect(page.locator("#table-plot .xtitle")).to_have_text("Time to first token (ms)")
     expect(page.locator("#where-note")).to_contain_text(re.compile("bench.where|paired 95%"))

@@ -2,6 +2,7 @@
 
 import json
 
+import gradio as gr
 import pytest
 
 from viz import table
@@ -48,9 +49,29 @@ def test_the_figure_holds_every_method_with_its_interval():
 
 
 def test_without_a_measurement_the_tab_says_how_to_make_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "load", lambda: None)
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
     assert "bench.headline" in table.build().said.value and not table.build().rows.visible
     monkeypatch.undo()
     assert table.load(tmp_path / "none.json") is None
     (tmp_path / "some.json").write_text(json.dumps(RECORD))
     assert "20 questions, seed 1, commit abc" in table.said(table.load(tmp_path / "some.json"))
+
+
+def test_every_measurement_can_be_chosen(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    deep = RECORD | {"n": 4500, "kept": {"idpruner": {"0.9": 92.9}}}
+    costly = RECORD | {"cost": {"none": {"0": COST}, "idpruner": {"0.9": COST}}}
+    for name, record in zip(table.FILES, (deep, costly), strict=True):
+        (tmp_path / name).write_text(json.dumps(record))
+    built = table.build()
+    assert [text for text, _ in built.source.choices] == [
+        "4,500 questions, 1 methods",
+        "20 questions, 2 methods, with times and memory",
+    ]
+    assert built.source.value == table.FILES[0] and built.share.value == "0.9" and not built.axis.visible
+    said, share, axis = table.choose(table.FILES[1])
+    assert "20 questions" in said and [s for _, s in share.choices] == ["0.5", "0.9"] and axis.visible
+    rows, plot = table.fill(table.FILES[1], "0.5", "first_token")
+    assert rows.headers[-1] == "peak MB" and plot.layout.xaxis.title.text == table.AXES["first_token"]
+    assert table.fill(table.FILES[0], "0.9", "first_token")[1].layout.xaxis.title.text == table.AXES["tokens"]
+    assert table.fill(table.FILES[0], "0.5", "tokens") == (gr.skip(), gr.skip()), "it has no such share"
