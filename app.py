@@ -1,6 +1,7 @@
 """TrimLens: which image patches does a vision-language model need? This file wires the page, nothing else."""
 
 import contextlib
+import importlib
 import json
 import os
 import threading
@@ -13,6 +14,7 @@ from pruning.registry import METHODS
 from viz import accuracy, kv_events, kv_tab, lab, overlay, studio, table, where, workbench
 from viz.style import headline
 from vlm import one_thread
+from vlm.device import on_zero_gpu
 from vlm.embedded import NAME
 from vlm.errors import UserError
 from vlm.gguf_text import prepare
@@ -283,8 +285,15 @@ def open_in_background() -> threading.Thread:
     return thread
 
 
+def lend_nothing() -> None:
+    """A Space on ZeroGPU is refused without a function that asks for its GPU; TrimLens runs on its CPU (vlm/device.py)."""
+    importlib.import_module("spaces").GPU(duration=1)(lambda: None)
+
+
 def main() -> None:
     """Serves on GRADIO_SERVER_NAME:GRADIO_SERVER_PORT, by default 127.0.0.1:7860."""
+    if on_zero_gpu():
+        lend_nothing()
     try:
         one_thread.run(prepare)
     except UserError as error:

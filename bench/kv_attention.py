@@ -34,7 +34,7 @@ from bench.timing import Timing, measure, positive
 from kvquant.kernels import decode_attention, warm_up
 from kvquant.modes import Certified, Exact, Mode, Paper
 from kvquant.store import Store
-from vlm.device import synchronise
+from vlm.device import free_memory, synchronise
 
 # Query heads, KV heads, head dimension.
 GEOMETRIES = {
@@ -166,10 +166,8 @@ def fits(geometry: str, context: int) -> bool:
 
 def has_room(size: int) -> bool:
     """Whether all that is made of a cache of ``size`` bytes has room in the memory that is free."""
-    need = ROOM * size
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
-    free = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), need)
-    return need <= free
+    free = free_memory()
+    return free is None or ROOM * size <= free
 
 
 def where() -> str:

@@ -97,10 +97,12 @@ def leave(session: str) -> None:
 def generate(ask: studio.Ask, percent: float, mode: str, error: float, window: float, prune_first: bool) -> Updates:
     """Answers with the cache that the settings describe, token by token, and then shows what was read."""
     question, setting = questions.clean(ask.question), kv_run.setting_of(mode, error, window)
+    held = None
     if not is_open(ask.model):
         yield {"status": progress(0, f"Opening {ask.model} ...")}
-        one_thread.apart(open_vlm, ask.model)
+        held = one_thread.apart(open_vlm, ask.model)
     vlm, image = one_thread.run(_encoded, ask)
+    del held  # until here, so that no other model took its place
     vlm.fitting(question)
     method = studio.method_of(ask) if prune_first else None
     if method and method.after:

@@ -25,7 +25,7 @@ from kvquant.store import Store
 from viz.kv_run import describe_mode
 from viz.kv_style import BLUE, GREY, INK, ORANGE, PINK, figure
 from vlm import one_thread
-from vlm.device import synchronise
+from vlm.device import on_zero_gpu, synchronise
 
 CONTEXTS = (1024, 4096, 16384, 65536)
 # Public shapes: (query heads, KV heads, head dimension) of a layer.
@@ -76,7 +76,7 @@ class Progress:
 
 def on_gpu() -> bool:
     """Whether there is a GPU to time on."""
-    return torch.cuda.is_available()
+    return torch.cuda.is_available() and not on_zero_gpu()
 
 
 def kernel_reason() -> str:

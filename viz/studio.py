@@ -146,7 +146,6 @@ def opened(name: str) -> Vlm:
 @one_thread.here
 def _prepare(ask: Ask, prune: float) -> tuple[Vlm, Encoded, Ranking, Method]:
     question, vlm = pruned_by(ask), opened(ask.model)
-    vlm.fitting(ask.question)  # before it becomes a turn of the conversation
     image = vlm.encode(open_image(ask.image))
     method = method_of(ask)
     budget = keep_count(len(image.features), prune) if method.budgeted else None
@@ -294,7 +293,9 @@ def show(ask: Ask, percent: float, session: str, with_overlay: bool = True, trim
 def _steps(ask: Ask, percent: float, with_overlay: bool, trimmed: bool) -> Iterator[Shown | answers.Written]:
     if not is_open(ask.model):
         yield answers.Written(opening=ask.model)
-        one_thread.apart(open_vlm, ask.model)
+    # Held to the end of the run, so that no other model takes its place meanwhile.
+    vlm = one_thread.apart(open_vlm, ask.model)
+    vlm.fitting(ask.question)  # before it becomes a turn of the conversation
     if with_overlay or METHODS[ask.method].budgeted:
         yield Shown(overlay=look(ask, percent), asked=ask)
     yield from compare(ask, percent, trimmed)

@@ -1,14 +1,20 @@
 """Where and how a model runs, decided once, with the reason in words that the page can show."""
 
-import importlib.util
+import gc
+import importlib
 import os
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
 from vlm.errors import UserError
+
+# A container's own limit, which the machine's figures do not show: version 2 of control groups, and 1.
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+MEMINFO, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -22,24 +28,39 @@ class Placement:
 
 
 def choose(big: bool) -> Placement:
-    """The placement for this machine; ``big`` models take 16-bit weights on a CPU, too.
-
-    Call it inside a GPU function on Spaces: outside, CUDA is emulated there.
-    """
-    if not torch.cuda.is_available():
+    """The placement for this machine; ``big`` models take 16-bit weights on a CPU, too."""
+    if on_zero_gpu() or not torch.cuda.is_available():
         dtype, why = (torch.bfloat16, "to fit in memory") if big else cpu_dtype()
         name = type_name(dtype)
-        reason = f"no GPU found: CPU, {name} ({why}), PyTorch SDPA on {torch.get_num_threads()} threads"
+        gpu = "ZeroGPU lends no GPU to a model that stays open" if on_zero_gpu() else "no GPU found"
+        reason = f"{gpu}: CPU, {name} ({why}), PyTorch SDPA on {torch.get_num_threads()} threads"
         return Placement("cpu", dtype, "sdpa", reason)
     major, minor = torch.cuda.get_device_capability()
     name = torch.cuda.get_device_name()
-    dtype = torch.bfloat16 if major >= 8 else torch.float16
+    # Not float16 on older GPUs: in it Qwen2.5-VL overflows on some pictures. bfloat16 is emulated there.
+    dtype = torch.bfloat16 if big or major >= 8 else torch.float32
     short = type_name(dtype)
-    if importlib.util.find_spec("flash_attn") is None:
-        return Placement("cuda", dtype, "sdpa", f"{name}, {short}, PyTorch SDPA (flash-attn is not installed)")
-    if not 8 <= major <= 9:
-        return Placement("cuda", dtype, "sdpa", f"{name}, {short}, PyTorch SDPA (flash-attn 2 does not cover sm_{major}{minor})")
+    if why := _no_flash_attention(big, major, minor):
+        return Placement("cuda", dtype, "sdpa", f"{name}, {short}, PyTorch SDPA ({why})")
     return Placement("cuda", dtype, "flash_attention_2", f"{name}, {short}, flash-attn 2")
+
+
+def on_zero_gpu() -> bool:
+    """Whether this is a Space that lends its GPU to single calls; between them CUDA is only emulated there."""
+    return bool(os.environ.get("SPACES_ZERO_GPU"))
+
+
+def _no_flash_attention(big: bool, major: int, minor: int) -> str:
+    """Why flash-attn 2 does not serve here; empty where it does."""
+    if not big:
+        return "flash-attn serves the models from the hub"
+    if not 8 <= major <= 9:
+        return f"flash-attn 2 does not cover sm_{major}{minor}"
+    try:
+        importlib.import_module("flash_attn")
+    except ImportError as error:  # it is not there, or was built for another torch
+        return "flash-attn is not installed" if isinstance(error, ModuleNotFoundError) else "flash-attn does not fit this torch"
+    return ""
 
 
 def type_name(dtype: torch.dtype) -> str:
@@ -91,10 +112,30 @@ def _gain(rows: int) -> float:
 
 
 def memory(device: str) -> int:
-    """Bytes of memory for weights: free on a GPU, physical on a CPU."""
+    """Bytes of memory for weights: free on a GPU; on a CPU what there is in all, of the machine or of its container."""
     if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _container())
+
+
+def free_memory() -> int | None:
+    """Bytes of a CPU's memory that are still to be had, of the machine and of its container; None where that cannot be told."""
+    lines = MEMINFO.read_text().splitlines() if MEMINFO.exists() else []
+    free = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), None)
+    if free is None:
+        return None
+    used = next((int(line.split()[1]) << 10 for line in STATUS.read_text().splitlines() if line.startswith("VmRSS")), 0)
+    return max(0, min(free, _container() - used))
+
+
+def _container() -> int:
+    """Bytes that the control group of this process may use; more than any machine has where it has no limit."""
+    for path in CGROUPS:
+        if path.exists() and (text := path.read_text().strip()).isdigit():
+            return int(text)
+    return 2**62
 
 
 def synchronise(device: str) -> None:

@@ -1,5 +1,7 @@
 """Qwen2.5-VL from the hub (or a folder), through the same code as the embedded model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,34 +59,51 @@ def _reason(error: Exception) -> str:
     return str(error) if str(error).startswith("it is of the family") else f"{type(error).__name__} while loading."
 
 
-def open_hub(name: str) -> Vlm:
-    """Loads a checkpoint of the class ``Qwen2_5_VLForConditionalGeneration`` by hub name or folder.
+def check(name: str, freed: int = 0) -> None:
+    """Whether a checkpoint can be opened, as far as that can be told without loading it; ``freed``: bytes to be had first.
 
     Raises:
-        UserError: it cannot be fetched or is of another family.
+        UserError: it cannot be reached, is of another family, or needs more memory than there is.
     """
-    placement = device.choose(big=True)
-    needed, there = HUB_MODELS.get(name, 0), device.memory(placement.device)
+    where = device.choose(big=True).device
+    needed, there = HUB_MODELS.get(name, 0), device.memory(where) + (freed if where == "cuda" else 0)
     if needed > there:
         raise UserError(
             f"{Path(name).name} needs about {needed / 1e9:.0f} GB of memory; this machine has {there / 1e9:.0f} GB. "
             "The embedded model goes on working."
         )
-    try:
+    with _told(name):
         # Another family's config would be filled up with the defaults of the 72B model, and fill the memory.
         if (family := AutoConfig.from_pretrained(name).model_type) != FAMILY:
             raise ValueError(f"it is of the family {family!r}, not {FAMILY!r}.")
+
+
+def open_hub(name: str) -> Vlm:
+    """Loads a checkpoint of the class ``Qwen2_5_VLForConditionalGeneration`` by hub name or folder, after :func:`check`.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    placement = device.choose(big=True)
+    with _told(name):
         tokenizer = AutoTokenizer.from_pretrained(name)
         processor = Qwen2VLImageProcessorPil.from_pretrained(name, min_pixels=MIN_TOKENS * 28 * 28, max_pixels=MAX_TOKENS * 28 * 28)
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             name, dtype=placement.dtype, attn_implementation=placement.attention
         )
         model = model.to(placement.device).eval()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    config = model.config
+    prompter = HubPrompter(tokenizer, config.image_token_id, config.vision_start_token_id, config.vision_end_token_id)
+    return Vlm(name, model, prompter, processor, placement)
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What goes wrong while a checkpoint is fetched, as a sentence."""
+    try:
+        yield
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{Path(name).name} could not be opened: {_reason(error)} The hub must be reachable (or the model in the local "
             "cache), and a 3B model needs about 9 GB of memory. The embedded model goes on working."
         ) from error
-    config = model.config
-    prompter = HubPrompter(tokenizer, config.image_token_id, config.vision_start_token_id, config.vision_end_token_id)
-    return Vlm(name, model, prompter, processor, placement)

@@ -1,6 +1,8 @@
 """Opens a model by name, once."""
 
+import gc
 import threading
+import weakref
 from pathlib import Path
 
 from PIL import Image
@@ -33,16 +35,15 @@ def is_open(name: str) -> bool:
 def open_vlm(name: str = embedded.NAME) -> Vlm:
     """The model called ``name``, opened and warmed up once: the embedded one, an allowed hub name, or a local folder.
 
-    Only one other model than the embedded one is kept in memory.
+    Only one other model than the embedded one is kept in memory; it makes room for the next unless somebody still holds it.
 
     Raises:
-        UserError: the name is unknown or the weights cannot be had.
+        UserError: the name is unknown, the weights cannot be had, or another model is still answering.
     """
     with _LOCKS["embedded" if name == embedded.NAME else "hub"]:
         if name not in _OPENED:
             if name != embedded.NAME:
-                for other in [key for key in _OPENED if key != embedded.NAME]:
-                    del _OPENED[other]
+                _make_room(name)
             vlm = _open(name)
             _find_scorer(vlm)
             warm_up()
@@ -51,14 +52,26 @@ def open_vlm(name: str = embedded.NAME) -> Vlm:
         return _OPENED[name]
 
 
+def _make_room(name: str) -> None:
+    """Closes other models than the embedded one, once it is likely that ``name`` can be opened in their place."""
+    if name not in hub.HUB_MODELS and not Path(name).is_dir():
+        raise UserError(f"Unknown model {name!r}. Choose one of: {', '.join(MODELS)}, or a local folder.")
+    others = [key for key in _OPENED if key != embedded.NAME]
+    hub.check(name, sum(p.nbytes for key in others for p in _OPENED[key].model.parameters()))
+    for other in others:
+        left = weakref.ref(_OPENED.pop(other))
+        gc.collect()
+        if (held := left()) is not None:
+            _OPENED[other] = held
+            raise UserError(f"{other} is still answering, and one model of its size fits at a time. Please try again in a moment.")
+
+
 def _open(name: str) -> Vlm:
     if name == embedded.NAME:
         model, prompter = embedded.open_model()
         placement = device.choose(big=False)
         model = model.to(placement.device, placement.dtype)
         return Vlm(name, model, prompter, embedded_processor(), placement)
-    if name not in hub.HUB_MODELS and not Path(name).is_dir():
-        raise UserError(f"Unknown model {name!r}. Choose one of: {', '.join(MODELS)}, or a local folder.")
     return hub.open_hub(name)
 
 

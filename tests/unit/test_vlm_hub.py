@@ -1,5 +1,6 @@
 """A Qwen2.5-VL checkpoint from a folder goes through the same code; its chat format is Qwen's and no text breaks it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from pruning.registry import METHODS
 from tests.unit.tiny import QUESTION, noise, random_scorer, tiny_config, tiny_model
 from vlm import device
+from vlm import open as opening
 from vlm.errors import UserError
 from vlm.hub import HUB_MODELS, open_hub
 from vlm.model import Vlm, last
@@ -180,6 +182,64 @@ def test_a_folder_that_is_no_such_checkpoint_is_a_sentence(folder, tmp_path, dam
     with pytest.raises(UserError, match=reason) as caught:
         open_vlm(str(tmp_path))
     assert_clear(caught.value)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """A page with no model open."""
+    monkeypatch.setattr(opening, "_OPENED", {})
+    return opening._OPENED
+
+
+def test_a_model_makes_room_for_the_next_only_once_nobody_holds_it(folder, tmp_path, alone, monkeypatch):
+    names = [str(tmp_path / name) for name in "ab"]
+    for name in names:
+        shutil.copytree(folder, name)
+    held = open_vlm(names[0])
+    with pytest.raises(UserError, match="is still answering") as caught:
+        open_vlm(names[1])
+    assert_clear(caught.value)
+    assert open_vlm(names[0]) is held, "it stays open"
+    del held, caught
+    assert open_vlm(names[1]).name == names[1] and list(alone) == names[1:]
+    for refused in ("gpt-9", next(iter(HUB_MODELS)), str(tmp_path)):
+        with pytest.raises(UserError):
+            open_vlm(refused)
+        assert list(alone) == names[1:], "what cannot be opened takes nobody's place"
+
+
+def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(device, "CGROUPS", (limit,))
+    machine, free = device.memory("cpu"), device.free_memory()
+    assert 0 < free < machine
+    for text, most in (("max", machine), ("9223372036854771712", machine), ("16000000", 16_000_000)):
+        limit.write_text(text + "\n")
+        assert device.memory("cpu") == most
+    assert device.free_memory() == 0, "this process has more already"
+    with pytest.raises(UserError, match=r"needs about 9 GB of memory; this machine has 0 GB"):
+        open_vlm(next(iter(HUB_MODELS)))
+
+
+@pytest.mark.parametrize(
+    ("capability", "big", "dtype", "words"),
+    [
+        ((7, 5), False, torch.float32, "float32, PyTorch SDPA (flash-attn serves the models from the hub)"),
+        ((7, 5), True, torch.bfloat16, "bfloat16, PyTorch SDPA (flash-attn 2 does not cover sm_75)"),
+        ((12, 0), True, torch.bfloat16, "flash-attn 2 does not cover sm_120"),
+        ((9, 0), True, torch.bfloat16, "a GPU, bfloat16, PyTorch SDPA (flash-attn is not installed)"),
+        ((9, 0), False, torch.bfloat16, "flash-attn serves the models from the hub"),
+    ],
+)
+def test_a_gpu_gets_the_type_and_the_attention_that_serve_there(monkeypatch, capability, big, dtype, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    found = device.choose(big)
+    assert (found.device, found.dtype, found.attention) == ("cuda", dtype, "sdpa") and words in found.reason
+    monkeypatch.setenv("SPACES_ZERO_GPU", "1")
+    found = device.choose(big)
+    assert found.device == "cpu" and "ZeroGPU lends no GPU" in found.reason
 
 
 def test_the_type_on_a_cpu_is_measured_or_set_by_hand(monkeypatch):
