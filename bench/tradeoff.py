@@ -20,7 +20,7 @@ from bench.suite.stored import ROOT, answered, commit, type_of
 from bench.suite.tasks import DEVELOPMENT_SEED, NINE, SEED, Item, items
 from pruning.registry import METHODS, SCORERS
 from pruning.tokens import keep_count
-from pruning.tradeoff import Measures, falls, lambdas, matched, mean_measures, measure, space, sweep
+from pruning.tradeoff import MIDDLE, Measures, falls, lambdas, matched, mean_measures, measure, space, sweep
 from vlm.embedded import NAME
 from vlm.images import open_image
 from vlm.model import Vlm
@@ -29,7 +29,6 @@ from vlm.open import open_vlm
 RESULTS = ROOT / "assets" / "results"
 BESIDE = ("topk", "farthest", "dpp", "random", "uniform")
 BOOTSTRAPS, SEEDS = 1000, 5
-MIDDLE = 0.5  # the lambda that all points are compared with
 # The scorers of the suite's pictures do not read the question; the curve of a picture alone needs one all the same.
 ANY_QUESTION = "What is in the picture?"
 

@@ -22,10 +22,15 @@ class Contents:
     version: int
     dtype: torch.dtype
 
-    @cached_property
+    @property
     def dense(self) -> tuple[torch.Tensor, torch.Tensor]:
         """All bits: (k, v), [B, Hkv, L, D]; views of what is stored where it is stored whole. Raises as :meth:`current`."""
-        return self.current().dense(self.dtype)
+        self.current()
+        return self._dense
+
+    @cached_property
+    def _dense(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.layer.store.dense(self.dtype)
 
     def current(self) -> Store:
         """The layer's store. Raises RuntimeError when the layer has changed."""

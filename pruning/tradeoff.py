@@ -24,6 +24,7 @@ from pruning.selectors.cdpruner import CDPruner
 from pruning.selectors.topk_farthest import pool_of
 
 STEPS = 21
+MIDDLE = 0.5  # the paper's lambda, which the accuracies of all others are compared with
 SEEDS = 5
 # R must be drawn apart from whatever else counts its seeds from 0: a random S would be its own R.
 STREAM = 20261128

@@ -6,6 +6,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from pruning.registry import SCORERS
+from pruning.tradeoff import MIDDLE
 from viz import style, table
 
 FILE = Path(__file__).resolve().parent.parent / "assets" / "results" / "tradeoff.json"
@@ -33,16 +34,16 @@ def _curve(of_share: dict) -> list[dict]:
 
 
 def title(record: dict) -> str:
-    """What the figure shows, counted: the best lambda of each share, and which others lie below its interval."""
+    """What the figure shows, counted: the best lambda of each share, and which differ from the middle one on the same questions."""
     said = []
     for share, of_share in record["prune"].items():
         curve = _curve(of_share)
         best = max(curve, key=lambda p: p["mean"])
-        low = best["interval"][0]
-        apart = [p["lam"] for p in curve if p["interval"][1] < low]
-        which = ", ".join(f"{lam:g}" for lam in apart) or "none"
+        middle = min(curve, key=lambda p: abs(p["lam"] - MIDDLE))
+        sides = {"better": [p["lam"] for p in curve if p["ahead"][0] > 0], "worse": [p["lam"] for p in curve if p["ahead"][1] < 0]}
+        which = ", ".join(f"{side} {', '.join(f'{lam:g}' for lam in lams) or 'none'}" for side, lams in sides.items())
         at = f"best at lambda {best['lam']:g} ({best['mean']:.1f}% right)"
-        said.append(f"{float(share):.0%} pruned: {at}; lambdas wholly below its interval: {which}")
+        said.append(f"{float(share):.0%} pruned: {at}; than lambda {middle['lam']:g}, beyond the paired 95% interval: {which}")
     return ". ".join(said)
 
 

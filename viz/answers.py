@@ -40,6 +40,11 @@ class Written:
     opening: str = ""
 
     @property
+    def done(self) -> bool:
+        """Whether nothing that the panel shows is still to come."""
+        return all(answer and answer.done for answer in (self.full, self.pruned)) and (self.trimmed is None or self.trimmed.done)
+
+    @property
     def pending(self) -> str:
         """What stands where something is missing."""
         return "Stopped." if self.stopped else "Writing ..."

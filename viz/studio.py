@@ -166,24 +166,26 @@ class Turns:
     """The newest run of every visitor; an older one stops at its next token. This is how Cancel and a new drag work."""
 
     def __init__(self) -> None:
-        self.lock, self.newest, self.stopped = threading.RLock(), {}, set()
+        self.lock, self.newest, self.stopped = threading.RLock(), {}, {}
+        # What a visitor's panel shows while it is not done.
+        self.undone: dict[str, answers.Written] = {}
 
     def begin(self, session: str) -> int:
         """A new turn, which makes all earlier ones of this visitor stale."""
         with self.lock:
             self.newest[session] = self.newest.get(session, 0) + 1
-            self.stopped.discard(session)
+            self.stopped.pop(session, None)
             return self.newest[session]
 
     def stop(self, session: str) -> None:
         """Makes all turns of this visitor stale, with none in their place."""
         with self.lock:
-            self.begin(session)
-            self.stopped.add(session)
+            last = self.begin(session) - 1
+            self.stopped[session] = last
 
-    def is_stopped(self, session: str) -> bool:
-        """Whether nothing was begun since the last :meth:`stop`."""
-        return session in self.stopped
+    def is_stopped(self, session: str, turn: int | None = None) -> bool:
+        """Whether nothing was begun since the last :meth:`stop`; of a ``turn``, whether it is the one that this has stopped."""
+        return session in self.stopped and turn in (None, self.stopped[session])
 
     def is_newest(self, session: str, turn: int) -> bool:
         """Whether nothing was begun since."""
@@ -192,8 +194,8 @@ class Turns:
     def end(self, session: str) -> None:
         """Forgets a visitor who left."""
         with self.lock:
-            self.newest.pop(session, None)
-            self.stopped.discard(session)
+            for kept in (self.newest, self.stopped, self.undone):
+                kept.pop(session, None)
 
 
 TURNS = Turns()
@@ -268,11 +270,11 @@ def compare(ask: Ask, percent: float, trimmed: bool = False) -> Iterator[answers
 def show(ask: Ask, percent: float, session: str, with_overlay: bool = True, trimmed: bool = False) -> Iterator[Shown]:
     """One run of the page: the overlay, then the answers, until it is done, is cancelled or a newer run of this visitor begins."""
     turn = TURNS.begin(session)
-    written: answers.Written | None = None
 
     def ended(notice: str = "") -> Shown:
-        # Nothing may claim to go on; what this run has not touched stays.
-        return Shown(panel=written and answers.comparison(replace(written, stopped=True)), notice=notice)
+        # Nothing may claim to go on, not even what an overtaken run has left; what is done stays.
+        left = TURNS.undone.pop(session, None)
+        return Shown(panel=left and answers.comparison(replace(left, stopped=True)), notice=notice)
 
     try:
         questions.clean(ask.question)
@@ -280,13 +282,16 @@ def show(ask: Ask, percent: float, session: str, with_overlay: bool = True, trim
             if not TURNS.is_newest(session, turn):
                 break
             if isinstance(step, answers.Written):
-                written, step = step, Shown(panel=answers.comparison(step))
+                TURNS.undone[session] = step
+                if step.done:
+                    del TURNS.undone[session]
+                step = Shown(panel=answers.comparison(step))
             yield step
     except (UserError, ValueError, RuntimeError) as error:
         told = complaint(error)
         if TURNS.is_newest(session, turn):
             yield ended(told)
-    if TURNS.is_stopped(session):
+    if TURNS.is_stopped(session, turn):
         yield ended()
 
 

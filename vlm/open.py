@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -25,11 +26,15 @@ def embedded_processor() -> Qwen2VLImageProcessorPil:
 
 _LOCKS = {"embedded": threading.Lock(), "hub": threading.Lock()}
 _OPENED: dict[str, Vlm] = {}
+# Those too that had to make room, as long as somebody still answers with them.
+_ALIVE: weakref.WeakValueDictionary[str, Vlm] = weakref.WeakValueDictionary()
+# Seconds that the next model waits for the last answer of the one before.
+PATIENCE = 15.0
 
 
 def is_open(name: str) -> bool:
     """Whether :func:`open_vlm` would answer at once."""
-    return name in _OPENED
+    return name in _ALIVE
 
 
 def open_vlm(name: str = embedded.NAME) -> Vlm:
@@ -40,6 +45,9 @@ def open_vlm(name: str = embedded.NAME) -> Vlm:
     Raises:
         UserError: the name is unknown, the weights cannot be had, or another model is still answering.
     """
+    # Without a lock: what is open must not wait for what is being opened.
+    if (vlm := _ALIVE.get(name)) is not None:
+        return vlm
     with _LOCKS["embedded" if name == embedded.NAME else "hub"]:
         if name not in _OPENED:
             if name != embedded.NAME:
@@ -48,7 +56,7 @@ def open_vlm(name: str = embedded.NAME) -> Vlm:
             _find_scorer(vlm)
             warm_up()
             _warm(vlm)
-            _OPENED[name] = vlm
+            _OPENED[name] = _ALIVE[name] = vlm
         return _OPENED[name]
 
 
@@ -59,11 +67,17 @@ def _make_room(name: str) -> None:
     others = [key for key in _OPENED if key != embedded.NAME]
     hub.check(name, sum(p.nbytes for key in others for p in _OPENED[key].model.parameters()))
     for other in others:
-        left = weakref.ref(_OPENED.pop(other))
+        del _OPENED[other]
+    until = time.monotonic() + PATIENCE
+    while held := {other: vlm for other in others if (vlm := _ALIVE.get(other)) is not None}:
+        if time.monotonic() > until:
+            _OPENED.update(held)
+            raise UserError(
+                f"{' and '.join(held)} is still answering, and one model of its size fits at a time. Please try again in a moment."
+            )
+        vlm = held = None
         gc.collect()
-        if (held := left()) is not None:
-            _OPENED[other] = held
-            raise UserError(f"{other} is still answering, and one model of its size fits at a time. Please try again in a moment.")
+        time.sleep(0.2)
 
 
 def _open(name: str) -> Vlm:

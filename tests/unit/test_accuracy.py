@@ -6,7 +6,8 @@ from viz import accuracy
 
 
 def _point(method: str, lam: float | None, mean: float, low: float, high: float) -> dict:
-    return {"method": method, "lam": lam, "mean": mean, "interval": [low, high], "retention": 0.9, "hopkins": 0.3}
+    ahead = [low - 70.0, high - 70.0]
+    return {"method": method, "lam": lam, "mean": mean, "interval": [low, high], "ahead": ahead, "retention": 0.9, "hopkins": 0.3}
 
 
 def _record(first: tuple[float, float]) -> dict:
@@ -38,8 +39,9 @@ def test_the_figure_draws_the_curve_and_levels():
 
 
 def test_the_title_says_only_what_the_intervals_tell_apart():
-    assert accuracy.title(_record((55.0, 64.0))).endswith("wholly below its interval: 0")
-    assert accuracy.title(_record((55.0, 67.0))).endswith("below its interval: none")
+    title = accuracy.title(_record((55.0, 64.0)))
+    assert title.endswith("than lambda 0.5, beyond the paired 95% interval: better none, worse 0")
+    assert accuracy.title(_record((55.0, 71.0))).endswith("better none, worse none")
     assert "importance retained +0.50" in accuracy.note(_record((55.0, 64.0))) and "Hopkins" not in accuracy.note(
         _record((55.0, 64.0))
     )

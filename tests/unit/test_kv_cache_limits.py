@@ -89,6 +89,7 @@ def test_keys_of_a_layer_that_changed_are_not_read_even_at_the_same_length():
     layer.update(torch.ones(1, 4, 80, 16), torch.ones(1, 4, 80, 16))
     for change in (lambda: layer.crop(-1), lambda: layer.reorder_cache(torch.tensor([0]))):
         k, _ = layer.update(torch.ones(1, 4, 1, 16), torch.ones(1, 4, 1, 16))
+        assert float((k + 0)[..., -1, 0].mean()) == 1, "read once, it must not be remembered"
         change()
         if layer.get_seq_length() < k.shape[2]:
             layer.update(7 * torch.ones(1, 4, 1, 16), torch.ones(1, 4, 1, 16))

@@ -166,3 +166,9 @@ def test_a_task_without_a_right_answer_has_no_ratio():
     full["a"] = np.array([0.0, 1.0])
     low, high = headline.interval(full, pruned)
     assert 0 <= low <= high <= 200, "a draw of zeros must not make the interval endless"
+
+
+def test_committed_scores_are_known_by_the_keys_of_now():
+    """Or the next ``bench.suite.stored`` would drop them: a change of what makes a key must come with the rows' new keys."""
+    rows = stored._rows(stored.SCORES)
+    assert rows and all(row["key"] == stored._key_of(row) for row in rows)

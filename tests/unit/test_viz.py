@@ -228,6 +228,24 @@ def test_what_is_cancelled_says_so(one_model, picture):
     assert [part.panel for part in unseen] == [None], "the answers before stay"
 
 
+def test_what_an_overtaken_run_has_left_is_not_said_to_go_on(one_model, picture):
+    ask = studio.Ask("tiny", picture, "What is this?", "idpruner", "norm", 0.3)
+    older = studio.show(ask, 75, "visitor")
+    assert next(older).overlay and "tl-caret" in next(older).panel
+    (refused,) = run(replace(ask, question=" "))
+    assert "tl-caret" not in refused.panel and "question" in refused.notice and list(older) == []
+    older = studio.show(replace(ask, question="And now?"), 75, "visitor")
+    assert next(older).overlay and next(older).panel
+    newer = studio.show(replace(ask, question="And then?"), 75, "visitor")
+    assert next(newer).overlay
+    studio.TURNS.stop("visitor")
+    (left,) = newer
+    assert "tl-caret" not in left.panel and list(older) == [], "only the run that was stopped says so"
+    done = run(ask)[-1]
+    studio.TURNS.stop("visitor")
+    assert "tl-caret" not in done.panel and "visitor" not in studio.TURNS.undone
+
+
 def test_a_model_that_cannot_be_opened_leaves_no_panel_that_says_it_is_opened(one_model, picture, monkeypatch):
     def fail(name):
         raise UserError("There is no such model.")

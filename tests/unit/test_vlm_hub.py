@@ -1,7 +1,9 @@
 """A Qwen2.5-VL checkpoint from a folder goes through the same code; its chat format is Qwen's and no text breaks it."""
 
 import shutil
+import threading
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import pytest
 import torch
@@ -188,6 +190,8 @@ def test_a_folder_that_is_no_such_checkpoint_is_a_sentence(folder, tmp_path, dam
 def alone(monkeypatch):
     """A page with no model open."""
     monkeypatch.setattr(opening, "_OPENED", {})
+    monkeypatch.setattr(opening, "_ALIVE", WeakValueDictionary())
+    monkeypatch.setattr(opening, "PATIENCE", 0.5)
     return opening._OPENED
 
 
@@ -199,9 +203,13 @@ def test_a_model_makes_room_for_the_next_only_once_nobody_holds_it(folder, tmp_p
     with pytest.raises(UserError, match="is still answering") as caught:
         open_vlm(names[1])
     assert_clear(caught.value)
-    assert open_vlm(names[0]) is held, "it stays open"
-    del held, caught
-    assert open_vlm(names[1]).name == names[1] and list(alone) == names[1:]
+    assert open_vlm(names[0]) is held and list(alone) == names[:1], "it stays open"
+    del caught
+    monkeypatch.setattr(opening, "PATIENCE", 20.0)
+    answering = [held]
+    threading.Timer(0.5, answering.clear).start()
+    del held
+    assert open_vlm(names[1]).name == names[1] and list(alone) == list(opening._ALIVE) == names[1:]
     for refused in ("gpt-9", next(iter(HUB_MODELS)), str(tmp_path)):
         with pytest.raises(UserError):
             open_vlm(refused)
