@@ -136,22 +136,21 @@ def figure(record: dict, axis: str) -> go.Figure:
 
 
 def build() -> Table:
-    """The tab's components; filled by :func:`fill` when the tab is opened."""
+    """The tab's components, in this order; filled by :func:`fill` when the tab is opened."""
     found = records()
-    first = next(iter(found), None)
-    text, share, axis = choose(first) if first else (MISSING, gr.Radio(visible=False), gr.Radio(visible=False))
+    record = next(iter(found.values()), None)
     return Table(
-        gr.Markdown(text, elem_id="table-said"),
+        gr.Markdown(said(record) if record else MISSING, elem_id="table-said"),
         gr.Radio(
             [(label(record), name) for name, record in found.items()],
-            value=first,
+            value=next(iter(found), None),
             show_label=False,
             visible=len(found) > 1,
             elem_id="table-source",
         ),
-        share,
+        _share(record) if record else gr.Radio(visible=False),
         gr.Dataframe(interactive=False, visible=bool(found), elem_id="table-rows", show_label=False),
-        axis,
+        _axis(record) if record else gr.Radio(visible=False),
         gr.Plot(show_label=False, visible=bool(found), elem_id="table-plot"),
     )
 
@@ -159,15 +158,19 @@ def build() -> Table:
 def choose(source: str) -> tuple[str, gr.Radio, gr.Radio]:
     """What is said of a measurement, the shares that it has, and what its plot can be drawn against."""
     record = records()[source]
+    return said(record), _share(record), _axis(record)
+
+
+def _share(record: dict) -> gr.Radio:
     there = shares(record)
-    choices = [(f"{float(s):.0%} pruned", s) for s in there]
-    # Without measured costs there is one axis only.
+    choices = [(f"{float(share):.0%} pruned", share) for share in there]
+    return gr.Radio(choices, value=there[len(there) // 2], show_label=False, elem_id="table-share")
+
+
+def _axis(record: dict) -> gr.Radio:
+    """Without measured costs there is one axis only."""
     axes = [(text, key) for key, text in AXES.items()]
-    return (
-        said(record),
-        gr.Radio(choices, value=there[len(there) // 2], show_label=False, elem_id="table-share"),
-        gr.Radio(axes, value="tokens", label="Against", visible="cost" in record),
-    )
+    return gr.Radio(axes, value="tokens", label="Against", visible="cost" in record)
 
 
 def fill(source: str | None, share: str | None, axis: str) -> tuple:
