@@ -1,7 +1,6 @@
 """What a pruning method costs and saves up to the first token: time of its parts, and memory at its peak."""
 
 import ctypes
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +12,10 @@ from PIL import Image
 
 from bench.suite.evaluate import Setting
 from pruning.tokens import IMAGE, keep_count
+from vlm.device import STATUS, proc_bytes
 from vlm.model import Answer, Vlm
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,5 @@ def peak(run: Callable[[], Answer]) -> tuple[Answer, int | None]:
     # Linux: what malloc only keeps goes back first, and the high-water mark is reset.
     ctypes.CDLL(None).malloc_trim(0)
     CLEAR.write_text("5")
-    before = _status("VmRSS")
-    return run(), _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    return 1024 * int(re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)[1])
+    before = proc_bytes(STATUS, "VmRSS")
+    return run(), proc_bytes(STATUS, "VmHWM") - before

@@ -3,6 +3,7 @@
 import gc
 import importlib
 import os
+import re
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -122,12 +123,14 @@ def memory(device: str) -> int:
 
 def free_memory() -> int | None:
     """Bytes of a CPU's memory that are still to be had, of the machine and of its container; None where that cannot be told."""
-    lines = MEMINFO.read_text().splitlines() if MEMINFO.exists() else []
-    free = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), None)
-    if free is None:
-        return None
-    used = next((int(line.split()[1]) << 10 for line in STATUS.read_text().splitlines() if line.startswith("VmRSS")), 0)
-    return max(0, min(free, _container() - used))
+    free = proc_bytes(MEMINFO, "MemAvailable")
+    return None if free is None else max(0, min(free, _container() - proc_bytes(STATUS, "VmRSS")))
+
+
+def proc_bytes(path: Path, field: str) -> int | None:
+    """A field of one of Linux's tables in kB, in bytes; None where there is no such table or field."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", path.read_text(), re.MULTILINE) if path.exists() else None
+    return found and 1024 * int(found[1])
 
 
 def _container() -> int:
