@@ -14,9 +14,9 @@ from pruning.tokens import VisualTokens
 class UniformGrid(Selector):
     """Farthest-point order of the token positions, from the middle of the image outwards.
 
-    Every prefix covers the image within twice the best possible radius (Gonzalez 1985). It looks at neither
-    features nor importance: the honest opponent of every content-aware method. Farthest points lean to the border where few
-    are kept: of 26 on 16 x 16 tokens 46% lie on it, where 23% of all do; of 64, 33%.
+    It looks at neither features nor importance: the honest opponent of every content-aware method. Plain farthest points
+    (Gonzalez 1985) lean to the border where few are kept, of 26 on 16 x 16 tokens 46%, so the frame around the image counts
+    as kept, twice as far away as it is.
     """
 
     def select(self, tokens: VisualTokens, importance: np.ndarray) -> np.ndarray:
@@ -32,7 +32,8 @@ def spread_order(rows: int, cols: int) -> np.ndarray:
     tie = np.empty(n, dtype=np.int64)
     tie[np.argsort(_reversed_morton(y, x), kind="stable")] = np.arange(n - 1, -1, -1)
 
-    distance = np.full(n, np.iinfo(np.int64).max // (2 * n), dtype=np.int64)
+    frame = 1 + np.minimum(np.minimum(y, rows - 1 - y), np.minimum(x, cols - 1 - x))
+    distance = (2 * frame) ** 2
     pick = int(np.argmin((2 * y - (rows - 1)) ** 2 + (2 * x - (cols - 1)) ** 2))
     order = np.empty(n, dtype=np.int64)
     for step in range(n):

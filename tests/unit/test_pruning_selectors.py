@@ -255,6 +255,18 @@ def test_no_part_of_the_image_is_favoured_by_the_uniform_order():
         assert max(parts) < 1.35 * min(parts), (k, parts)
 
 
+def test_the_uniform_order_leans_neither_to_the_border_nor_away_from_it():
+    order, share = spread_order(16, 16), {}
+    for k in (26, 64, 128):
+        y, x = np.divmod(order[:k], 16)
+        share[k] = float(((y % 15 == 0) | (x % 15 == 0)).mean())
+        to_kept = np.hypot(*(np.indices((16, 16)).reshape(2, -1)[:, :, None] - np.stack([y, x])[:, None, :])).min(1)
+        # A square lattice of as many tokens lies at 0.3826 of its spacing on average.
+        assert to_kept.mean() < 1.1 * 0.3826 * 16 / k**0.5, (k, to_kept.mean())
+    print(f"share of the kept on the border, where 23% of all lie: {share}")
+    assert share[26] < 0.1 and abs(share[64] - 0.23) < 0.1 and abs(share[128] - 0.23) < 0.1
+
+
 @quick
 @given(n=st.integers(1, 5000), prune=st.floats(0.0, 1.0, exclude_max=True))
 def test_keep_count_stays_in_bounds(n, prune):
