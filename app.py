@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -56,7 +57,7 @@ class Picture(gr.Image):
         return payload.path if payload else None
 
 
-def ended(updates: Iterator[list], count: int) -> Iterator[list]:
+def ended(updates: Iterator[list | dict], count: int) -> Iterator[list | dict]:
     """The updates of an event's ``count`` outputs, and an empty one at the end.
 
     Gradio sends an event's last update once more when it ends: a run that a newer one has overtaken must not end with its own.
@@ -120,15 +121,19 @@ def build_demo() -> gr.Blocks:
         controls = [model, image, question, method, scorer, lam]
         asked = gr.State()
 
-        def show(model, image, question, method, scorer, lam, share, trimmed, follow, last, request: gr.Request):
+        def show(request: gr.Request, model, image, question, method, scorer, lam, share, trimmed, follow, last, *read):
             before = studio.turns_before(last, follow, model, image, question)
             ask = studio.Ask(model, image, question, method, scorer, lam, before)
             shown = studio.show(ask, share, request.session_hash, with_overlay=ask != last, trimmed=trimmed)
-            yield from ended(map(parts, shown), len(outputs))
+            yield from ended(updates(shown, last, share, read), len(outputs))
 
-        def parts(shown):
-            kept = [shown.overlay, shown.panel, shown.asked]
-            return [gr.skip() if part is None else part for part in kept] + [shown.notice]
+        def updates(steps, last, share, read):
+            for shown in steps:
+                kept = {patches: shown.overlay, panel: shown.panel, asked: shown.asked, problem: shown.notice}
+                yield {component: part for component, part in kept.items() if part is not None}
+                if shown.asked not in (None, last):
+                    # Before the answers: a reading that waits for them comes seconds later.
+                    yield lab.reading(tools, shown.asked, share, *read)
 
         def cancel(request: gr.Request):
             studio.TURNS.stop(request.session_hash)
@@ -148,7 +153,7 @@ def build_demo() -> gr.Blocks:
             kept = method if method in there else "idpruner", scorer if scorer in there else first
             return [gr.update(choices=found, value=value) for found, value in zip((methods, scorers), kept, strict=True)]
 
-        outputs = [patches, panel, asked, problem]
+        outputs = [patches, panel, asked, problem, *tools.outputs]
         # A newer run makes the older one stop (studio.Turns), so runs need not wait for each other in a queue.
         free = {"trigger_mode": "multiple", "concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
         quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -159,7 +164,7 @@ def build_demo() -> gr.Blocks:
         model.change(offer, [model, method, scorer], [method, scorer], **quick)
         changes = [image.change, question.submit, method.change, scorer.change, lam.release, model.change, go.click, demo.load]
         changes += [percent.release, tokens.submit, third.input]
-        run = {"fn": show, "inputs": [*controls, percent, third, follow, asked], "outputs": outputs, **free}
+        run = {"fn": show, "inputs": [*controls, percent, third, follow, asked, *tools.inputs], "outputs": outputs, **free}
         gr.on(changes, **run)
         suggestions.load_input_event.then(**run)
         stop.click(cancel, **quick)
@@ -181,11 +186,6 @@ def wire_lab(tools: lab.Lab, asked: gr.State, percent: gr.Slider, tokens: gr.Num
     """
     method, lam = setting
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-
-    def read(*values):
-        with lab.told(tools.notice) as said:
-            said.update(lab.read(tools, *values))
-        return said
 
     def choose(event: gr.EventData):
         with lab.told(tools.notice) as said:
@@ -214,14 +214,15 @@ def wire_lab(tools: lab.Lab, asked: gr.State, percent: gr.Slider, tokens: gr.Num
 
     calm = {"concurrency_limit": 1, "concurrency_id": "lab", "show_progress": "hidden", "api_visibility": "private"}
     look = {
-        "fn": read,
+        "fn": partial(lab.reading, tools),
         "inputs": [asked, percent, *tools.inputs],
         "outputs": tools.outputs,
         "trigger_mode": "always_last",
         **calm,
     }
     chosen = [tools.axis.change, tools.first.change, tools.second.change, tools.methods.change]
-    gr.on([asked.change, percent.release, tokens.submit, *chosen], **look)
+    # Another picture, question or method is read by the run that answers, before its answers.
+    gr.on([percent.release, tokens.submit, *chosen], **look)
     gr.on([tools.accordion.expand, tools.tabs["tradeoff"].select], accuracy.drawn, outputs=tools.accuracy, **quick)
     tools.accordion.expand(lambda: True, outputs=tools.is_open, **quick).then(**look)
     tools.accordion.collapse(lambda: False, outputs=tools.is_open, **quick)

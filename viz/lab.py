@@ -123,6 +123,13 @@ def _axes() -> list[tuple[str, str]]:
     return list(zip(names, tradeoff.AXIS_TITLES, strict=True))
 
 
+def reading(lab: Lab, *values) -> dict:
+    """What :func:`read` fills, by component, or what stands in its way."""
+    with told(lab.notice) as said:
+        said.update(read(lab, *values))
+    return said
+
+
 def read(lab: Lab, asked, percent, is_open: bool, tab: str, picked, axis: str, first: str, second: str, methods: list[str]) -> dict:
     """What the tab in sight shows now, by component; a closed lab computes nothing."""
     if not is_open or asked is None:

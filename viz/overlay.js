@@ -134,6 +134,18 @@ function at(event) {
   return row < 0 || col < 0 || row >= data.rows || col >= data.cols ? -1 : row * data.cols + col;
 }
 
+// A smaller picture has no kept patches to explain, and no order.
+function explain() {
+  if (data.whole && view === 'order') view = 'kept';
+  element.querySelectorAll('[data-view]').forEach((b) => {
+    b.setAttribute('aria-pressed', b.dataset.view === view);
+    b.hidden = data.whole && b.dataset.view === 'order';
+  });
+  const told = data.whole && view === 'kept' ? 'whole' : view;
+  element.querySelectorAll('[data-legend]').forEach((l) => { l.hidden = l.dataset.legend !== told; });
+  $('.tl-cut').hidden = data.whole;
+}
+
 function load() {
   const value = props.value;
   if (!value || !value.image || value === data) { draw(); return; }
@@ -144,6 +156,7 @@ function load() {
   $('.tl-body').style.display = 'block';
   $('.tl-method').textContent = data.title;
   element.dataset.payload = data.id;
+  explain();
   picture = new Image();
   picture.onload = draw;
   trigger('loaded');
@@ -168,8 +181,7 @@ element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-view]');
   if (!button) return;
   view = button.dataset.view;
-  element.querySelectorAll('[data-view]').forEach((b) => b.setAttribute('aria-pressed', b === button));
-  element.querySelectorAll('[data-legend]').forEach((l) => { l.hidden = l.dataset.legend !== view; });
+  explain();
   draw();
 });
 new ResizeObserver(draw).observe(element);
