@@ -16,7 +16,7 @@ from kvquant.kernels.cpu.values import K_FINE, V_FINE, V_READ
 
 # Tokens read in one go, so that a group's weights stay in the first-level cache.
 PART = 512
-# Scratch for one part: y, weights float32 [g, n], marks [MARKS, n], top [n], lists of tokens int64 [4, n + AHEAD].
+# Scratch for one part: y, weights float32 [g, n], marks [MARKS, n], top [n], lists of tokens int64 [3, n + AHEAD].
 Room = namedtuple("Room", "y weights marks top tokens")
 
 
@@ -36,7 +36,7 @@ def read_unit(planes, ask, wave, w, row, u, size):
     for first in range(u * size, stop, PART):
         n = min(PART, stop - first)
         floats_of = np.empty((2, group, n), np.float32)
-        marks, tokens = np.empty((s.MARKS, n), np.float32), np.empty((4, n + AHEAD), np.int64)
+        marks, tokens = np.empty((s.MARKS, n), np.float32), np.empty((3, n + AHEAD), np.int64)
         room = Room(floats_of[0], floats_of[1], marks, np.empty(n, np.float32), tokens)
         _read_part(planes, ask, wave, w, row, u, first, first + n, slope, cubic, room)
 
@@ -57,35 +57,27 @@ def _read_part(planes, ask, wave, w, row, u, first, stop, slope, cubic, room):
         known[i] |= np.uint8(new)
     refine_part(planes, ask, wave, w, row, first, tokens[0], refined)
 
-    limit, ratio = wave.limits[w, 1], wave.ratio[w]
-    s.largest_over(p, limit, top)
+    s.largest_over(p, wave.limits[w, 1], top)
+    ratio = wave.ratio[w]
     for i in range(n):
         known[i] |= np.uint8(V_READ * (top[i] >= one) + V_FINE * ((top[i] >= one) & (top[i] * v_step[i] * ratio >= one)))
     near, other, low = 0, 0, 0
     for i in range(n):
         tokens[0, near], tokens[1, other], tokens[2, low] = i, i, i
         near += known[i] & (K_FINE | V_READ) == K_FINE | V_READ
-        other += known[i] == V_READ
+        other += known[i] & (K_FINE | V_READ) == V_READ
         low += known[i] >> 2
     high_plane, low_plane = planes.v_high + place * dim, planes.v_low + place * dim
     high, fine = (high_plane, high_plane, high_plane), (low_plane, low_plane, low_plane)
     s.marks_of(known, room.marks)
-    s.add_score_sums(p, room.y, k_step, room.marks, limit, wave.sums[w, u])
+    s.add_score_sums(p, room.y, k_step, room.marks, wave.sums[w, u])
     s.weigh(p, v_step, room.weights)
     s.add_rows(planes.add_high, high, tokens[0], near, room.weights, dim, wave.near[w, u])
     # After their sum has brought these rows to the cache, line by line ahead of its use.
     s.squares_of(high_plane, tokens[0, :near], dim, room.marks[s.SQUARE])
-    # Rows that one of the heads wants are nearly all of them, what one head wants a fifth to a third.
-    for j in range(group):
-        wanted = s.wanted_rows(p[j], limit[j], tokens[1], other, tokens[3])
-        s.add_rows(planes.add_high, high, tokens[3], wanted, room.weights[j : j + 1], dim, wave.rest[w, u, j : j + 1])
-    s.add_value_sums(p, v_step, room.marks, room.weights, tokens[0, :near], limit, wave.sums[w, u], wave.best[w, u])
+    s.add_rows(planes.add_high, high, tokens[1], other, room.weights, dim, wave.rest[w, u])
+    s.add_value_sums(p, v_step, room.marks, room.weights, tokens[0, :near], wave.sums[w, u], wave.best[w, u])
     if low:
-        alone = 0
-        for r in range(low):
-            tokens[3, alone] = tokens[2, r]
-            alone += known[tokens[2, r]] & K_FINE == 0
-        s.add_rows(planes.add_high, high, tokens[3], alone, room.weights, dim, wave.rest[w, u])
         part = np.zeros((group, dim), np.float32)
         s.add_rows(planes.add_high, fine, tokens[2], low, room.weights, dim, part)
         wave.rest[w, u] += LOW * part

@@ -10,15 +10,14 @@ from kvquant.kernels.cpu.vectors import call_at
 
 # What is known of a token: both planes of K were read, V's high plane, V's low plane.
 K_FINE, V_READ, V_FINE = np.uint8(1), np.uint8(2), np.uint8(4)
-# Sums per query head, p its weights: y**2 over coarse rows of K (y of kvquant.bounds.score_error); p and p**2 over rows of V that
-# this head has not read; p step and its square over coarse rows of V, p step over fine ones; p, p step and p step**2 over fine rows
-# of K; over *near* tokens, with K fine and V read, p, p step**2 (V's step) and p |row|**2; p over all.
+# Sums per query head, p its weights: y**2 over coarse rows of K (y of kvquant.bounds.score_error); p and p**2 over unread rows
+# of V; p step and its square over coarse rows of V, p step over fine ones; p, p step and p step**2 over fine rows of K; over
+# *near* tokens, with K fine and V read, p, p step**2 (V's step) and p |row|**2; p over all.
 Y2, UNREAD, UNREAD2, COARSE, COARSE2, FINE, K_MASS, K_STEP, K_STEP2, NEAR, NEAR_STEP2, NEAR_SQUARE, TOTAL = range(13)
 SUMS = 13
-# Rows of a token's marks, float32: 1 where K is coarse, where V is read by those heads alone that want it (others: by all heads, as
-# near and fine rows are), where V is coarse, fine, and near; |row|**2 of near rows of V, in steps.
-ROUGH, APART, HALF, WHOLE, CLOSE, SQUARE = range(6)
-MARKS = 6
+# Rows of a token's marks, float32: 1 where K is coarse, V unread, V coarse, and near; |row|**2 of near rows of V, in steps.
+ROUGH, MISSING, HALF, CLOSE, SQUARE = range(5)
+MARKS = 5
 
 
 @jit
@@ -50,19 +49,12 @@ def largest_over(p, limit, top):
 @jit
 def marks_of(known, marks):
     """Fills rows ROUGH to CLOSE of marks, float32 [MARKS, n], from known uint8 [n], and clears SQUARE."""
-    rough, apart, half, whole, close = (
-        line(marks, ROUGH),
-        line(marks, APART),
-        line(marks, HALF),
-        line(marks, WHOLE),
-        line(marks, CLOSE),
-    )
+    rough, missing, half, close = line(marks, ROUGH), line(marks, MISSING), line(marks, HALF), line(marks, CLOSE)
     marks[SQUARE] = 0
     for i in range(len(known)):
         bits = np.int32(known[i])
         k, v, f = np.float32(np.int32(bits & 1)), np.float32(np.int32((bits >> 1) & 1)), np.float32(np.int32(bits >> 2))
-        rough[i], half[i], whole[i], close[i] = np.float32(1) - k, v - f, f, k * v
-        apart[i] = np.float32(1) - larger(f, k * v)
+        rough[i], missing[i], half[i], close[i] = np.float32(1) - k, np.float32(1) - v, v - f, k * v
 
 
 @jit
@@ -76,18 +68,18 @@ def squares_of(plane, tokens, dim, square):
 
 
 @jit
-def add_score_sums(p, y, k_steps, marks, limit, sums):
-    """Adds the sums over all tokens, over unread rows of V and over fine rows of K; limit: from which p on a head reads V."""
-    rough, apart = line(marks, ROUGH), line(marks, APART)
+def add_score_sums(p, y, k_steps, marks, sums):
+    """Adds the sums over all tokens and over fine rows of K."""
+    rough, missing = line(marks, ROUGH), line(marks, MISSING)
     for j in range(len(p)):
-        row, score, inverse = line(p, j), line(y, j), np.float32(1.0) / limit[j]
+        row, score = line(p, j), line(y, j)
         total, y2, u1, u2 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
         mass, step, step2 = np.float32(0), np.float32(0), np.float32(0)
         for i in range(len(row)):
             total += row[i]
             s = score[i] * rough[i]
             y2 += s * s
-            u = row[i] * apart[i] if row[i] * inverse < np.float32(1) else np.float32(0)
+            u = row[i] * missing[i]
             u1 += u
             u2 += u * u
             fine = row[i] - row[i] * rough[i]
@@ -114,15 +106,14 @@ def weigh(p, v_steps, weights):
 
 
 @jit
-def add_value_sums(p, v_steps, marks, weights, near_tokens, limit, sums, best):
-    """Adds the sums over rows of V that are read; weights: of :func:`weigh`; limit: as in :func:`add_score_sums`.
+def add_value_sums(p, v_steps, marks, weights, near_tokens, sums, best):
+    """Adds the sums over rows of V that are read; weights: of :func:`weigh`.
 
     near_tokens: the list of near tokens; best: float32 [g], becomes at least the largest p of them.
     """
-    apart, half, whole = line(marks, APART), line(marks, HALF), line(marks, WHOLE)
-    close, square = line(marks, CLOSE), line(marks, SQUARE)
+    missing, half, close, square = line(marks, MISSING), line(marks, HALF), line(marks, CLOSE), line(marks, SQUARE)
     for j in range(len(p)):
-        row, weight, most, inverse = line(p, j), line(weights, j), best[j], np.float32(1.0) / limit[j]
+        row, weight, most = line(p, j), line(weights, j), best[j]
         for t in near_tokens:
             most = max(most, row[t])
         best[j] = most
@@ -130,10 +121,9 @@ def add_value_sums(p, v_steps, marks, weights, near_tokens, limit, sums, best):
         near, near2, length = np.float32(0), np.float32(0), np.float32(0)
         for i in range(len(row)):
             c = weight[i] * half[i]
-            c = c - c * apart[i] if row[i] * inverse < np.float32(1) else c
             c1 += c
             c2 += c * c
-            f1 += weight[i] * whole[i]
+            f1 += weight[i] - c - weight[i] * missing[i]
             near += row[i] * close[i]
             a = weight[i] * v_steps[i]
             near2 += a * close[i]
@@ -144,19 +134,6 @@ def add_value_sums(p, v_steps, marks, weights, near_tokens, limit, sums, best):
         sums[j, NEAR] += near
         sums[j, NEAR_STEP2] += near2
         sums[j, NEAR_SQUARE] += length
-
-
-@jit
-def wanted_rows(p, limit, tokens, count, chosen):
-    """chosen int64: those of tokens[:count] whose p float32 [n] is over ``limit``, in order; returns how many.
-
-    Over a limit means the same here, in :func:`largest_over` and in the sums: else a row could count as read that was not.
-    """
-    found, inverse = 0, np.float32(1.0) / limit
-    for r in range(count):  # without branches, which nobody could predict
-        chosen[found] = tokens[r]
-        found += p[tokens[r]] * inverse >= np.float32(1)
-    return found
 
 
 @jit
