@@ -22,7 +22,11 @@ COLORS = {
     "idpruner": ACCENT,
     "mmr training-free": "#e0b000",
 }
-SPARE = ("#0891b2", "#b45309", "#7c3aed", "#65a30d", "#be123c", "#0f766e")
+# One for each of the others, so that no two lines of the table's plot look the same.
+SPARE = (
+    *("#57606f", "#5b21b6", "#0891b2", "#b45309", "#7c3aed", "#65a30d", "#be123c"),
+    *("#0f766e", "#ef4444", "#4f46e5", "#9d174d", "#15803d", "#06b6d4"),
+)
 # Shorter than the registry's.
 LABELS = {"topk-farthest": "Naive hybrid", "dpp": "DPP", "idpruner": "MMR (IDPruner)", "mean-query": "Mean-query attention"}
 

@@ -5,7 +5,8 @@ import json
 import gradio as gr
 import pytest
 
-from viz import table
+from pruning.registry import METHODS
+from viz import style, table
 
 RECORD = {
     "n": 20,
@@ -75,3 +76,7 @@ def test_every_measurement_can_be_chosen(tmp_path, monkeypatch):
     assert rows.headers[-1] == "peak MB" and plot.layout.xaxis.title.text == table.AXES["first_token"]
     assert table.fill(table.FILES[0], "0.9", "first_token")[1].layout.xaxis.title.text == table.AXES["tokens"]
     assert table.fill(table.FILES[0], "0.5", "tokens") == (gr.skip(), gr.skip()), "it has no such share"
+
+
+def test_no_two_methods_share_a_colour():
+    assert len({style.color_of(key) for key in METHODS}) == len(METHODS)
