@@ -130,7 +130,7 @@ def build_demo() -> gr.Blocks:
         def updates(steps, last, share, read):
             for shown in steps:
                 kept = {patches: shown.overlay, panel: shown.panel, asked: shown.asked, problem: shown.notice}
-                yield {component: part for component, part in kept.items() if part is not None}
+                yield {component: part for component, part in kept.items() if part is not None} | {tools.ahead: read[0]}
                 if shown.asked not in (None, last):
                     # Before the answers: a reading that waits for them comes seconds later.
                     yield lab.reading(tools, shown.asked, share, *read)
@@ -153,7 +153,7 @@ def build_demo() -> gr.Blocks:
             kept = method if method in there else "idpruner", scorer if scorer in there else first
             return [gr.update(choices=found, value=value) for found, value in zip((methods, scorers), kept, strict=True)]
 
-        outputs = [patches, panel, asked, problem, *tools.outputs]
+        outputs = [patches, panel, asked, problem, tools.ahead, *tools.outputs]
         # A newer run makes the older one stop (studio.Turns), so runs need not wait for each other in a queue.
         free = {"trigger_mode": "multiple", "concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
         quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -212,6 +212,9 @@ def wire_lab(tools: lab.Lab, asked: gr.State, percent: gr.Slider, tokens: gr.Num
                 yield {tools.several: page}
         yield said
 
+    def catch_up(ahead, *values):
+        return {tools.notice: gr.skip()} if ahead else lab.reading(tools, *values)
+
     calm = {"concurrency_limit": 1, "concurrency_id": "lab", "show_progress": "hidden", "api_visibility": "private"}
     look = {
         "fn": partial(lab.reading, tools),
@@ -221,8 +224,9 @@ def wire_lab(tools: lab.Lab, asked: gr.State, percent: gr.Slider, tokens: gr.Num
         **calm,
     }
     chosen = [tools.axis.change, tools.first.change, tools.second.change, tools.methods.change]
-    # Another picture, question or method is read by the run that answers, before its answers.
     gr.on([percent.release, tokens.submit, *chosen], **look)
+    # Another picture, question or method is read by the run that answers, before its answers, if the tools were open when it began.
+    asked.change(**look | {"fn": catch_up, "inputs": [tools.ahead, *look["inputs"]]})
     gr.on([tools.accordion.expand, tools.tabs["tradeoff"].select], accuracy.drawn, outputs=tools.accuracy, **quick)
     tools.accordion.expand(lambda: True, outputs=tools.is_open, **quick).then(**look)
     tools.accordion.collapse(lambda: False, outputs=tools.is_open, **quick)

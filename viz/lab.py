@@ -17,12 +17,14 @@ TABS = {"tradeoff": "Trade-off", "features": "Feature space", "compare": "Compar
 class Lab:
     """The components that app.py wires.
 
-    is_open, tab: what is in sight; picked: (model, picture, patch) that was clicked last, or None.
+    is_open, tab: what is in sight; ahead: whether the run that answers fills it, for it was open when that began; picked: (model,
+    picture, patch) that was clicked last, or None.
     """
 
     accordion: gr.Accordion
     tabs: dict[str, gr.Tab]
     is_open: gr.State
+    ahead: gr.State
     tab: gr.State
     picked: gr.State
     notice: gr.HTML
@@ -60,7 +62,7 @@ def build() -> Lab:
     """The closed accordion and its tabs."""
     choices = [(name_of(key), key) for key in studio.PRUNERS]
     others = [key for key in ("topk", *studio.PRUNERS) if key in studio.PRUNERS and key != "idpruner"]
-    is_open, tab, picked = gr.State(False), gr.State("tradeoff"), gr.State()
+    is_open, ahead, tab, picked = gr.State(False), gr.State(False), gr.State("tradeoff"), gr.State()
     with gr.Accordion("Trade-off and reading tools", open=False, elem_id="lab") as accordion:
         notice = gr.HTML(elem_id="lab-notice")
         with gr.Tabs():
@@ -105,7 +107,7 @@ def build() -> Lab:
     tabs = dict(zip(TABS, (first_tab, second_tab, third_tab, fourth_tab), strict=True))
     trade = (axis, title, plot, points, right)
     both = (first, second, methods, two, overlap_title, overlap, measure, divergence_title, divergence, several)
-    return Lab(accordion, tabs, is_open, tab, picked, notice, *trade, space, *both, reason)
+    return Lab(accordion, tabs, is_open, ahead, tab, picked, notice, *trade, space, *both, reason)
 
 
 @contextlib.contextmanager

@@ -85,6 +85,22 @@ def test_a_point_shows_its_patches_and_a_click_makes_the_page_use_it(open_page):
     page.wait_for_function(f"document.querySelector('{PLOT}')?.layout.xaxis.title.text.includes('Cosine')", timeout=60_000)
 
 
+def test_tools_that_are_opened_while_a_picture_is_read_show_that_picture(open_page):
+    page = open_page(1400, 1200)
+    page.locator("#lab > button").click()
+    expect(page.locator("#tradeoff-map .tl-caption")).to_contain_text("patches hold", timeout=ANSWER_LIMIT)
+    wait_for_answers(page)
+    before = page.evaluate(HEIGHTS)
+    page.locator("#lab > button").click()
+    page.locator("#examples button").nth(3).click()
+    page.locator("#lab > button").click()
+    page.wait_for_function(
+        f"before => (({HEIGHTS})()).length === 21 && JSON.stringify(({HEIGHTS})()) !== JSON.stringify(before)",
+        arg=before,
+        timeout=30_000,
+    )
+
+
 def test_the_trade_off_of_an_uploaded_picture_is_drawn_at_once(open_page, tmp_path):
     page = open_page(1400, 1200)
     open_lab(page)
