@@ -129,8 +129,9 @@ def build_demo() -> gr.Blocks:
 
         def updates(steps, last, share, read):
             for shown in steps:
-                kept = {patches: shown.overlay, panel: shown.panel, asked: shown.asked, problem: shown.notice}
-                yield {component: part for component, part in kept.items() if part is not None} | {tools.ahead: read[0]}
+                ahead = None if shown.asked is None else read[0]
+                kept = {patches: shown.overlay, panel: shown.panel, asked: shown.asked, problem: shown.notice, tools.ahead: ahead}
+                yield {component: part for component, part in kept.items() if part is not None}
                 if shown.asked not in (None, last):
                     # Before the answers: a reading that waits for them comes seconds later.
                     yield lab.reading(tools, shown.asked, share, *read)
