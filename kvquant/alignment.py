@@ -7,8 +7,12 @@ below the last bit of the largest one is thus wasted: max_j e_j - e_i bits, with
 addends*). If the sum's own size E is known, as it is for an average, what counts is its last bit, and E - e_i bits are
 wasted (*alignment on the result*). A row that several query heads share wastes only what it wastes for all of them.
 
+The widths that planes of 8, 4 and 4 bits offer follow: a half read with 12 bits errs by 2**-7 of itself, with 8 by 2**-3, and
+unread by all of itself. So with 4, 8 and 11 bits wasted these leave the same error, 2**-11 of the largest addend or result.
+
 Source: AlignedKV, arXiv 2409.16546, for scores and outputs; with absolute maxima and true thresholds of 4 and 8 exponent
-steps. ``wasted_in_softmax`` is not in the paper. Exponents are integers, so a width is off by less than one bit.
+steps. That 11 wasted bits leave nothing to read is from its authors' later code (github.com/AlignedQuant/AlignedKV, commit
+26c329a). ``wasted_in_softmax`` is neither's. Exponents are integers, so a width is off by less than one bit.
 """
 
 from __future__ import annotations
@@ -19,8 +23,10 @@ import torch
 NOTHING = -4096
 # Stored halves below 2**-14 (subnormals) have the step of 2**-14.
 LEAST_HALF = -14
-# An addend drops 4 bits once 4 of its bits are wasted, and 8 once 8 are.
-STEPS = (4, 8)
+# An addend drops 4 bits once 4 of its bits are wasted, 8 once 8 are, and is left unread once all 11 of a half are.
+STEPS = (4, 8, 11)
+# The paper's three widths: nothing is left unread.
+THREE_WIDTHS = (4, 8, 1 << 24)
 
 
 def exponent(x: torch.Tensor) -> torch.Tensor:
@@ -70,6 +76,6 @@ def wasted_in_softmax(p: torch.Tensor, distance: torch.Tensor, kv_heads: int) ->
     return (size.amax(-1, keepdim=True) - size).amin(2)
 
 
-def widths(wasted: torch.Tensor, steps: tuple[int, int] = STEPS) -> torch.Tensor:
-    """Bits of a half to read, int32: 16, or 12 from ``steps[0]`` wasted bits on, or 8 from ``steps[1]`` on."""
-    return 16 - 4 * (wasted >= steps[0]).int() - 4 * (wasted >= steps[1]).int()
+def widths(wasted: torch.Tensor, steps: tuple[int, int, int] = STEPS) -> torch.Tensor:
+    """Bits of a half to read, int32: 16, or 12 from ``steps[0]`` wasted bits on, 8 from ``steps[1]``, none from ``steps[2]``."""
+    return 16 - sum(bits * (wasted >= step).int() for bits, step in zip((4, 4, 8), steps, strict=True))

@@ -49,8 +49,8 @@ def softmax_shift(delta: torch.Tensor) -> torch.Tensor:
 
 
 def half_step(peak: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Largest error of halves no larger than ``peak``, read with ``bits`` (8, 12 or 16; broadcast): see kvquant.planes."""
-    relative = torch.where(bits >= 16, 0.0, torch.where(bits >= 12, 2.0**-7, 2.0**-3))
+    """Largest error of halves no larger than ``peak``, read with ``bits`` (0, 8, 12 or 16; broadcast): see kvquant.planes."""
+    relative = 1.0 * (bits < 8) + 2.0**-3 * (bits == 8) + 2.0**-7 * (bits == 12)
     return peak.clamp(min=2.0**-14) * relative
 
 
@@ -59,12 +59,13 @@ def half_score_error(q: torch.Tensor, k_peak: torch.Tensor, bits: torch.Tensor, 
     return scale * (q.abs() * half_step(k_peak, bits)).sum(-1)
 
 
-def half_value_error(v_peak: torch.Tensor, mass12: torch.Tensor, mass8: torch.Tensor) -> torch.Tensor:
-    """|error| of each output channel: v_peak_j (2**-7 mass12 + 2**-3 mass8), the masses p' of tokens read so.
+def half_value_error(v_peak: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
+    """|error| of each output channel: v_peak_j (2**-7 mass12 + 2**-3 mass8 + mass0).
 
-    v_peak: [..., D] (at least 2**-14 is used, for subnormals); masses [...]. Returns [..., D].
+    v_peak: [..., D] (at least 2**-14 is used, for subnormals); masses: [..., 3], p' of the tokens read with 12, 8 and no bits.
+    Returns [..., D].
     """
-    return v_peak.clamp(min=2.0**-14) * (2.0**-7 * mass12 + 2.0**-3 * mass8)[..., None]
+    return v_peak.clamp(min=2.0**-14) * (masses @ masses.new_tensor([2.0**-7, 2.0**-3, 1.0]))[..., None]
 
 
 def fixed_score_error(q: torch.Tensor, step: torch.Tensor, fine: torch.Tensor, scale: float) -> torch.Tensor:

@@ -17,16 +17,17 @@ class Exact:
 
 @dataclass(frozen=True)
 class Paper:
-    """AlignedKV (arXiv 2409.16546) on half planes: K's width per channel, V's per token, 8, 12 or 16 bits; no error target.
+    """AlignedKV (arXiv 2409.16546) on half planes: K's width per channel, V's per token, 0, 8, 12 or 16 bits; no error target.
 
-    steps: wasted bits from which 12, and 8, bits are read.
+    steps: wasted bits from which 12, 8, and no bits are read; ``kvquant.alignment.THREE_WIDTHS`` for the paper's text, which
+    leaves nothing unread.
     """
 
-    steps: tuple[int, int] = STEPS
+    steps: tuple[int, int, int] = STEPS
 
     def __post_init__(self) -> None:
-        if not 0 <= self.steps[0] <= self.steps[1]:
-            raise ValueError(f"The two thresholds must not be negative and must not fall, got {self.steps}.")
+        if len(self.steps) != 3 or not 0 <= self.steps[0] <= self.steps[1] <= self.steps[2]:
+            raise ValueError(f"The three thresholds must not be negative and must not fall, got {self.steps}.")
 
 
 @dataclass(frozen=True)

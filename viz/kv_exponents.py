@@ -29,7 +29,7 @@ class Addends:
     """The addends of one sum, largest first, and how they are read.
 
     index: int [n], the channel of q.k, or the token of p.V; top: int [n], floor(log2) of the addend's size; level: the
-    exponent of the lowest useful bit; bits: int [n], 8, 12 or 16, as read for the whole group of query heads; total: how many
+    exponent of the lowest useful bit; bits: int [n], 0, 8, 12 or 16, as read for the whole group of query heads; total: how many
     addends there are, of which the n largest are here; waste: the share of all their bits that lies below the level.
     """
 
@@ -44,12 +44,12 @@ class Addends:
     def parts(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """(lowest edge, height) in exponents, [n] each, of the three parts of every bar; they add up to 11 bits."""
         end, upper = self.top - MANTISSA, self.top + 1
-        read = self.top - (self.bits - OVERHEAD)
+        read = np.minimum(self.top - (self.bits - OVERHEAD), upper)
         useful = np.clip(self.level, read, upper)
         return {"useful": (useful, upper - useful), "spare": (read, useful - read), "unread": (end, read - end)}
 
 
-def score_addends(q: torch.Tensor, k: torch.Tensor, head: int, steps: tuple[int, int] = STEPS) -> Addends:
+def score_addends(q: torch.Tensor, k: torch.Tensor, head: int, steps: tuple[int, int, int] = STEPS) -> Addends:
     """The channels' addends in q.k of query head ``head``: their sizes over the tokens given, aligned on the largest.
 
     q: [1, Hq, D]; k: [1, Hkv, T, D], the tokens in planes, T >= 1.
@@ -62,7 +62,7 @@ def score_addends(q: torch.Tensor, k: torch.Tensor, head: int, steps: tuple[int,
 
 
 def output_addends(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, planed: int, head: int, scale: float, steps: tuple[int, int] = STEPS
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, planed: int, head: int, scale: float, steps: tuple[int, int, int] = STEPS
 ) -> tuple[Addends, int]:
     """The tokens' addends in p.V of query head ``head``, aligned on the result, and the channel where that is tightest.
 

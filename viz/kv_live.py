@@ -15,7 +15,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
 
 from bench.kv_rounding import Fp8, Int8, Truncated, rounded_cache
-from kvquant.alignment import fold
+from kvquant.alignment import STEPS, THREE_WIDTHS, fold
 from kvquant.attention import reading
 from kvquant.cache import KVCache, Setting
 from kvquant.kernels import reference
@@ -30,7 +30,7 @@ TOLERANCES = (0.005, 0.02, 0.1)
 NO_ERROR = 1e-9
 # Forced tokens of the answer: the measurement must end while somebody waits for it.
 MOST_TOKENS = 8
-PAPER_STEPS = ((4, 8), (2, 6))
+PAPER_STEPS = {"thresholds 4, 8 and 11": STEPS, "thresholds 4 and 8, nothing unread": THREE_WIDTHS}
 ROUNDINGS = {
     "uniform 8 bit": lambda: Truncated(8),
     "uniform 12 bit": lambda: Truncated(12),
@@ -108,7 +108,7 @@ def readers(window: int) -> list[Reader]:
 
     found = [Reader("exact", "all 16 bits", ours(Exact(), halves=True))]
     found += [Reader("rounding", "every plane read, attention in float32", ours(Certified(NO_ERROR)))]
-    found += [Reader("paper", f"thresholds {a} and {b}", ours(Paper((a, b)))) for a, b in PAPER_STEPS]
+    found += [Reader("paper", name, ours(Paper(steps))) for name, steps in PAPER_STEPS.items()]
     found += [Reader("certified", f"error {tolerance:g}", ours(Certified(tolerance))) for tolerance in TOLERANCES]
     return found + [Reader("uniform", name, uniform(make)) for name, make in ROUNDINGS.items()]
 

@@ -13,6 +13,8 @@ from kvquant.store import Store
 
 # The output is estimated from the likeliest token of each of 32 residue classes, as the authors' code does.
 CLASSES = 32
+# The least width for which a plane is touched.
+PLANES = {"high": 8, "middle": 12, "low": 16}
 
 
 def read_half(q: torch.Tensor, store: Store, mode: Mode, visible: torch.Tensor, scale: float) -> tuple[torch.Tensor, Trace]:
@@ -26,16 +28,18 @@ def read_half(q: torch.Tensor, store: Store, mode: Mode, visible: torch.Tensor, 
     k = torch.cat([_keys(planes, k_bits, meter).to(q.dtype), meter.read(store.tail["k"]).to(q.dtype)], dim=2)
     p = (scale * q @ k.transpose(-1, -2)).masked_fill(~visible, -torch.inf).softmax(-1)
 
-    high = meter.read(planes.values["high"])
+    high = planes.values["high"]
     v_bits = torch.full_like(high[..., 0], 16, dtype=torch.int32)
     if steps:
-        estimate = _estimate(p[..., :n], join_half(high, None, None, 8).to(q.dtype))
+        likely = likeliest(p[..., :n])
+        estimate = _estimate(*likely, high)
         v_bits = widths(wasted_in_output(p[..., :n].flatten(1, 2), estimate.flatten(1, 2), v_peak), steps)
-    v = torch.cat([_values(planes, high, v_bits, meter).to(q.dtype), meter.read(store.tail["v"]).to(q.dtype)], dim=2)
+        v_bits = at_least_8(v_bits, likely[1].flatten(2))
+    v = torch.cat([_values(planes, v_bits, meter).to(q.dtype), meter.read(store.tail["v"]).to(q.dtype)], dim=2)
     out = p @ v
 
-    mass12, mass8 = ((p[..., :n] * (v_bits == bits)[:, :, None]).sum(-1) for bits in (12, 8))
-    error = half_bound(q, store, k_bits, mass12, mass8, scale)
+    masses = torch.stack([(p[..., :n] * (v_bits == bits)[:, :, None]).sum(-1) for bits in (12, 8, 0)], dim=-1)
+    error = half_bound(q, store, k_bits, masses, scale)
     trace = Trace.of(
         store,
         meter,
@@ -49,46 +53,58 @@ def read_half(q: torch.Tensor, store: Store, mode: Mode, visible: torch.Tensor, 
     return out, trace
 
 
-def half_bound(
-    q: torch.Tensor, store: Store, k_bits: torch.Tensor, mass12: torch.Tensor, mass8: torch.Tensor, scale: float
-) -> torch.Tensor:
+def half_bound(q: torch.Tensor, store: Store, k_bits: torch.Tensor, masses: torch.Tensor, scale: float) -> torch.Tensor:
     """Proven bound of every output channel's error, [B, H, g, D], if K's channels are read with ``k_bits`` [B, H, D].
 
-    mass12, mass8: [B, H, g], the probabilities of tokens of which V is read with 12 and 8 bits.
+    masses: [B, H, g, 3], the probabilities of tokens of which V is read with 12, 8 and no bits.
     """
     planes, tail = store.planes, store.tail
     v_peak = planes.v_peak
-    value = half_value_error(v_peak[:, :, None].to(q.dtype), mass12, mass8)
+    value = half_value_error(v_peak[:, :, None].to(q.dtype), masses)
     delta = half_score_error(q, planes.k_peak[:, :, None], k_bits[:, :, None], scale)
     # No value is farther from another than the box of all values is long.
     box = 2 * torch.maximum(v_peak, tail["v"].abs().amax(2).float() if tail.length else v_peak)[:, :, None].to(q.dtype)
     return value + softmax_shift(delta)[..., None] * box
 
 
+def likeliest(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest token of every residue class: p [..., n], n a multiple of 64 -> (its p, which it is int64) [..., CLASSES]."""
+    best, row = p.unflatten(-1, (-1, CLASSES)).max(-2)
+    return best, row * CLASSES + torch.arange(CLASSES, device=p.device)
+
+
+def at_least_8(bits: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    """Widths [B, H, n] where the high plane of some tokens, int64 [B, H, m], has been read already, for the estimate."""
+    return torch.maximum(bits, torch.zeros_like(bits).scatter(2, token, 8))
+
+
 def _keys(planes: HalfPlanes, bits: torch.Tensor, meter: Meter) -> torch.Tensor:
-    """K as read, float16 [B, H, n, D]; bits: [B, H, D]. The 4-bit planes of a channel are touched only where its width says so."""
-    high = meter.read(planes.keys["high"]).transpose(2, 3)  # [B, H, D, blocks, 64]
-    parts = [_part(planes.keys[name].transpose(2, 3), bits >= least, meter) for name, least in (("middle", 12), ("low", 16))]
-    return join_half(high, *parts, bits[..., None, None]).flatten(3).transpose(2, 3)
+    """K as read, float16 [B, H, n, D]; bits: [B, H, D]. A plane of a channel is touched only where its width says so."""
+    by_channel = {name: planes.keys[name].transpose(2, 3) for name in PLANES}  # [B, H, D, blocks, 64]
+    return _read(by_channel, bits, meter).flatten(3).transpose(2, 3)
 
 
-def _values(planes: HalfPlanes, high: torch.Tensor, bits: torch.Tensor, meter: Meter) -> torch.Tensor:
-    """V as read, float16 [B, H, n, D]; bits: [B, H, n]; ``high`` has been read already."""
-    parts = [_part(planes.values[name], bits >= least, meter) for name, least in (("middle", 12), ("low", 16))]
-    return join_half(high, *parts, bits[..., None])
+def _values(planes: HalfPlanes, bits: torch.Tensor, meter: Meter) -> torch.Tensor:
+    """V as read, float16 [B, H, n, D]; bits: [B, H, n]. A plane of a token is touched only where its width says so."""
+    return _read({name: planes.values[name] for name in PLANES}, bits, meter)
 
 
-def _part(packed: torch.Tensor, chosen: torch.Tensor, meter: Meter) -> torch.Tensor:
-    """A 4-bit plane with its unread rows left zero."""
-    out = torch.zeros_like(packed)
-    out[chosen] = meter.rows(packed, chosen)
-    return unpack(out)
+def _read(parts: dict[str, torch.Tensor], bits: torch.Tensor, meter: Meter) -> torch.Tensor:
+    """Rows of halves as read, zero where unread: the planes [..., row] of ``parts``, bits [...]."""
+    read = []
+    for name, least in PLANES.items():
+        out = torch.zeros_like(parts[name])
+        out[bits >= least] = meter.rows(parts[name], bits >= least)
+        read.append(out if name == "high" else unpack(out))
+    bits = bits[(...,) + (None,) * (read[0].ndim - bits.ndim)]
+    return join_half(*read, bits).masked_fill(bits == 0, 0.0)
 
 
-def _estimate(p: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Size of the output per channel, sum of p |v| over the likeliest tokens: p [B, H, g, n], v [B, H, n, D] -> [B, H, g, D]."""
-    n = p.shape[-1] // CLASSES * CLASSES
-    best, row = p[..., :n].unflatten(-1, (-1, CLASSES)).max(-2)
-    token = row * CLASSES + torch.arange(CLASSES, device=p.device)
-    picked = v[:, :, None].expand(-1, -1, p.shape[2], -1, -1).gather(3, token[..., None].expand(*token.shape, v.shape[-1]))
-    return (best[..., None] * picked.abs()).sum(-2)
+def _estimate(best: torch.Tensor, token: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Size of the output per channel, sum of p |v| over the likeliest tokens, of which the high plane is read.
+
+    best, token: [B, H, g, CLASSES]; high: [B, H, n, D]. Returns [B, H, g, D].
+    """
+    shared = high[:, :, None].expand(-1, -1, token.shape[2], -1, -1)
+    picked = shared.gather(3, token[..., None].expand(*token.shape, high.shape[-1]))
+    return (best[..., None] * join_half(picked, None, None, 8).to(best.dtype).abs()).sum(-2)

@@ -7,7 +7,7 @@ import torch
 from kvquant.alignment import LEAST_HALF, exponent, wasted_in_scores, widths
 from kvquant.kernels import triton_columns as col
 from kvquant.kernels import triton_step
-from kvquant.kernels.reference_half import CLASSES, half_bound
+from kvquant.kernels.reference_half import at_least_8, half_bound, likeliest
 from kvquant.kernels.triton_half_rows import score_halves, sum_halves
 from kvquant.kernels.triton_scores import open_step
 from kvquant.kernels.triton_step import Step
@@ -16,7 +16,7 @@ from kvquant.planes import join_half
 from kvquant.store import Store
 
 # More wasted bits than there can be: everything is read.
-ALL = (1 << 24, 1 << 24)
+ALL = (1 << 24, 1 << 24, 1 << 24)
 
 
 def read_half(
@@ -35,17 +35,19 @@ def read_half(
     total = torch.logsumexp(step.names["top"] + step.names["sums"][..., col.MASS.value].log(), dim=1)  # [pairs, GP]
     p = (step.names["scores"] - total[:, :group, None]).exp()
     room = torch.zeros_like(total, dtype=torch.int32)
+    v_bits = step.empty(store.planed, dtype=torch.uint8).zero_()
     if isinstance(mode, Paper):
-        room[:, :group] = step.room(p)
-    v_bits = step.empty(store.planed, dtype=torch.uint8)
-    asked = {"steps_middle": steps[1], "steps_low": steps[0]}
+        best, token = likeliest(p)
+        room[:, :group] = step.room(best, token)
+        v_bits = at_least_8(v_bits[None], token.flatten(1)[None])[0]
+    asked = {"steps_high": steps[2], "steps_middle": steps[1], "steps_low": steps[0]}
     step.launch(sum_halves, step.grid, total=total, room=room, v_bits=v_bits, **asked)
     acc = step.names["acc"]
     whole = acc[:, 0] * (step.names["top"][:, 0] - total).exp()[..., None]
     out = (whole + acc[:, 1:].sum(1))[:, :group, :dim].reshape(q.shape)
 
-    mass12, mass8 = ((p * (v_bits == bits)[:, None]).sum(-1).view(batch, heads, group) for bits in (12, 8))
-    error = half_bound(q, store, k_bits, mass12, mass8, scale)
+    masses = torch.stack([(p * (v_bits == bits)[:, None]).sum(-1).view(batch, heads, group) for bits in (12, 8, 0)], dim=-1)
+    error = half_bound(q, store, k_bits, masses, scale)
     n, v_bits = store.planed, v_bits.view(batch, heads, -1)
     meter = Meter()
     meter.bytes = store.tail.bytes_used + planes.k_peak.nbytes + planes.v_peak.nbytes
@@ -68,14 +70,12 @@ class HalfStep(Step):
         rooms = {"k_room": planes.keys["high"].stride(1) // (dim * 64), "v_room": planes.values["high"].stride(1) // dim}
         self.names |= rooms | {"k_bits": k_bits.contiguous()}
 
-    def room(self, p: torch.Tensor) -> torch.Tensor:
+    def room(self, best: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """Exponent of the output's estimate less that of the largest value, the least over the channels: int32 [pairs, g].
 
-        p: [pairs, g, n]. The estimate is ``reference_half._estimate``: the likeliest token of every residue class.
+        best, token: [pairs, g, CLASSES], the likeliest tokens, as in ``reference_half._estimate``.
         """
-        best, row = p.unflatten(-1, (-1, CLASSES)).max(-2)
-        token = row * CLASSES + torch.arange(CLASSES, device=p.device)
-        pair = torch.arange(self.pairs, device=p.device)[:, None, None]
+        pair = torch.arange(self.pairs, device=best.device)[:, None, None]
         picked = join_half(self.names["v_high"].flatten(0, 1)[pair, token], None, None, 8).float()
         estimate = (best[..., None] * picked.abs()).sum(-2)
         peak = exponent(self.store.planes.v_peak.flatten(0, 1)).clamp(min=LEAST_HALF)

@@ -1,4 +1,4 @@
-"""Triton kernels over half planes: K's widths per channel, V's per token, the 4-bit planes touched only where they are asked for.
+"""Triton kernels over half planes: K's widths per channel, V's per token, each plane touched only where it is asked for.
 
 Numbers are float16 bit patterns; a product with them takes its float32 factor in two float16 parts, as in triton_parts.
 """
@@ -43,11 +43,11 @@ def score_halves(
         i = start + j
         channel = (pair * k_room + start // TOKENS) * D + d[:, None]
         packed, shift = channel * PACKED + (j % PACKED)[None, :], (j // PACKED * 4)[None, :]
-        every = (d[:, None] < D) & (j[None, :] >= 0)
+        every = (d[:, None] < D) & (bits >= 8) & (j[None, :] >= 0)
         high = tl.load(k_high + channel * TOKENS + j[None, :], mask=every, other=0).to(tl.int32)
         middle = (tl.load(k_middle + packed, mask=every & (bits >= 12), other=0).to(tl.int32) >> shift) & 15
         low = (tl.load(k_low + packed, mask=every & (bits >= 16), other=0).to(tl.int32) >> shift) & 15
-        k = join(high, middle, low, bits >= 12, bits >= 16)
+        k = tl.where(every, join(high, middle, low, bits >= 12, bits >= 16), 0.0)
         seen = i < stop
         if MASKED:
             seen &= tl.load(visible + (pair // KV_HEADS) * (planed + whole) + i, mask=i < stop, other=0) != 0
@@ -63,13 +63,14 @@ def score_halves(
 
 @triton.jit
 def sum_halves(
-    v_high, v_middle, v_low, scores, total, room, v_bits, acc, steps_middle, steps_low, group, planed, v_room, rows, slots,
-    GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    v_high, v_middle, v_low, scores, total, room, v_bits, acc, steps_high, steps_middle, steps_low, group, planed, v_room, rows,
+    slots, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
     """Grid (BH, splits). Sums p v over a split's tokens; p = exp(score - total).
 
     total: [BH, GP], log of the sum of all exp(score); room: int32 [BH, GP], what kvquant.alignment.wasted_in_output takes the
-    exponent of p from; steps_middle, steps_low: wasted bits below which the 4-bit planes are read; v_bits: uint8 [BH, planed].
+    exponent of p from; steps_high, steps_middle, steps_low: wasted bits below which a plane is read; v_bits: uint8 [BH, planed],
+    not zero where the high plane has been read already, written.
     """
     pair, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     g, d, j = tl.arange(0, GP), tl.arange(0, DP), tl.arange(0, TOKENS)
@@ -85,7 +86,8 @@ def sum_halves(
         wasted = space[:, None] - ((p.to(tl.int32, bitcast=True) >> 23) - 127)
         wasted = tl.maximum(tl.min(tl.where(g[:, None] < group, wasted, 1 << 20), 0), 0)[:, None]
         has_middle, has_low = wasted < steps_middle, wasted < steps_low
-        row, every = pair * v_room + i[:, None], (i[:, None] < stop) & (d < D)
+        has_high = (wasted < steps_high) | (tl.load(v_bits + pair * planed + i, mask=i < stop, other=0) != 0)[:, None]
+        row, every = pair * v_room + i[:, None], (i[:, None] < stop) & (d < D) & has_high
         packed, shift = row * (D // 2) + d % (D // 2), d // (D // 2) * 4
         high = tl.load(v_high + row * D + d, mask=every, other=0).to(tl.int32)
         middle = (tl.load(v_middle + packed, mask=every & has_middle, other=0).to(tl.int32) >> shift) & 15
@@ -93,7 +95,7 @@ def sum_halves(
         v = tl.where(every, join(high, middle, low, has_middle, has_low), 0.0)
         large, small = halves(p * TOP)
         out += tl.dot(large, v) + tl.dot(small, v)
-        width = 8 + 4 * has_middle.to(tl.int32) + 4 * has_low.to(tl.int32)
+        width = 8 * has_high.to(tl.int32) + 4 * has_middle.to(tl.int32) + 4 * has_low.to(tl.int32)
         tl.store(v_bits + pair * planed + i, tl.reshape(width, [TOKENS]).to(tl.uint8), mask=i < stop)
     slot = (pair * slots + 1 + split) * GP + g
     tl.store(acc + slot[:, None] * DP + d, out / TOP)

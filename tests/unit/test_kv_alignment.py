@@ -5,7 +5,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvquant.alignment import NOTHING, exponent, fold, wasted_in_output, wasted_in_scores, wasted_in_softmax, widths
+from kvquant.alignment import (
+    NOTHING,
+    STEPS,
+    THREE_WIDTHS,
+    exponent,
+    fold,
+    wasted_in_output,
+    wasted_in_scores,
+    wasted_in_softmax,
+    widths,
+)
+from kvquant.bounds import half_step
 
 quick = settings(deadline=None, max_examples=50)
 
@@ -16,9 +27,15 @@ def test_exponents_of_ordinary_and_odd_numbers():
     assert exponent(x.half()).tolist() == exponent(x).tolist()
 
 
-def test_four_wasted_bits_drop_four_and_eight_drop_eight():
-    assert widths(torch.tensor([0, 3, 4, 7, 8, 4000])).tolist() == [16, 16, 12, 12, 8, 8]
-    assert widths(torch.tensor([0, 1, 2]), (1, 2)).tolist() == [16, 12, 8]
+def test_four_wasted_bits_drop_four_eight_drop_eight_and_eleven_all():
+    assert widths(torch.tensor([0, 3, 4, 7, 8, 10, 11, 4000])).tolist() == [16, 16, 12, 12, 8, 8, 0, 0]
+    assert widths(torch.tensor([7, 8, 10, 11, 4000]), THREE_WIDTHS).tolist() == [12, 8, 8, 8, 8]
+    assert widths(torch.tensor([0, 1, 2, 3]), (1, 2, 3)).tolist() == [16, 12, 8, 0]
+
+
+def test_every_width_leaves_the_same_error_at_its_threshold():
+    wasted = torch.tensor(STEPS)
+    assert (half_step(torch.tensor(1.0), widths(wasted)) * 0.5**wasted).tolist() == [2.0**-11] * 3
 
 
 def test_channels_of_a_score_are_aligned_with_the_largest_addend():
@@ -27,7 +44,7 @@ def test_channels_of_a_score_are_aligned_with_the_largest_addend():
     wasted = wasted_in_scores(q, k_peak)
     assert wasted[0, 0, :3].tolist() == [0, 4, 8]
     assert wasted[0, 0, 3] > 1000
-    assert widths(wasted)[0, 0].tolist() == [16, 12, 8, 8]
+    assert widths(wasted)[0, 0].tolist() == [16, 12, 8, 0]
 
 
 def test_subnormal_channels_count_with_the_step_they_are_stored_with():

@@ -50,8 +50,8 @@ def test_operator_norm_is_bounded_closely(seed, rows, dim, power):
 def test_scores_of_halves_err_no_more_than_their_bound(seed, loud):
     g = torch.Generator().manual_seed(seed)
     k = (torch.randn(40, 8, generator=g) * torch.randn(8, generator=g).mul(3).exp2() * 2.0**loud).clamp(-6e4, 6e4).half()
-    bits = torch.tensor([8, 12, 16])[torch.randint(0, 3, (8,), generator=g)]
-    read = join_half(*split_half(k), bits)
+    bits = torch.tensor([0, 8, 12, 16])[torch.randint(0, 4, (8,), generator=g)]
+    read = torch.where(bits == 0, 0.0, join_half(*split_half(k), bits))
     q = torch.randn(8, generator=g, dtype=torch.float64)
     error = ((read.double() - k.double()) @ q * 0.3).abs().amax()
     assert float(error) <= float(half_score_error(q, k.abs().amax(0).double(), bits, 0.3)) * (1 + 1e-12)
@@ -62,10 +62,11 @@ def test_scores_of_halves_err_no_more_than_their_bound(seed, loud):
 def test_outputs_of_halves_err_no_more_than_the_mass_bound(seed, loud):
     g = torch.Generator().manual_seed(seed)
     v = (torch.randn(40, 8, generator=g) * 2.0**loud).half()
-    bits = torch.tensor([8, 12, 16])[torch.randint(0, 3, (40,), generator=g)]
+    bits = torch.tensor([0, 8, 12, 16])[torch.randint(0, 4, (40,), generator=g)]
     p = torch.randn(40, generator=g, dtype=torch.float64).mul(3).softmax(-1)
-    error = (p @ (join_half(*split_half(v), bits[:, None]).double() - v.double())).abs()
-    bound = half_value_error(v.abs().amax(0).double(), p[bits == 12].sum(), p[bits == 8].sum())
+    read = torch.where(bits[:, None] == 0, 0.0, join_half(*split_half(v), bits[:, None]))
+    error = (p @ (read.double() - v.double())).abs()
+    bound = half_value_error(v.abs().amax(0).double(), torch.stack([p[bits == n].sum() for n in (12, 8, 0)]))
     assert bool((error <= bound * (1 + 1e-12)).all())
     assert half_step(torch.tensor(0.0), torch.tensor(8)) == 2.0**-17
 

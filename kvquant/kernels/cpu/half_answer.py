@@ -22,7 +22,7 @@ def answer(
         return None
     batch, heads, length, dim = store.shape
     n, rows, group = store.planed, batch * heads, q.shape[1] // heads
-    ask, result = request_of(q, store, mask, scale, mode.steps if isinstance(mode, Paper) else None), result_of(store, group)
+    ask, result = request_of(q, store, mask, scale, mode), result_of(store, group)
     with scratch(wave_of, rows, group, n, length - n, dim) as wave:
         decode(planes_of(store), ask, wave, result, unit_of(n), threads)
     return torch.from_numpy(result.out).view(batch, -1, dim), _trace(q, store, ask, result, scale) if traced else None
@@ -32,11 +32,12 @@ def _trace(q: torch.Tensor, store: Store, ask: Request, result: Result, scale: f
     """From what the kernels wrote, in the reference's terms."""
     (batch, heads, _, dim), n, planes = store.shape, store.planed, store.planes
     k_bits = torch.from_numpy(ask.k_bits).view(batch, heads, dim)
-    more = int((k_bits >= 12).sum() + (k_bits >= 16).sum()) * n // 2 + int(result.counts.sum()) * dim // 2
+    by_high, by_middle, by_low = (dim * int(rows) for rows in result.counts.sum(0))
     meter = Meter()
-    meter.bytes = 2 * batch * heads * n * dim + more + planes.k_peak.nbytes + planes.v_peak.nbytes + store.tail.bytes_used
-    mass = torch.from_numpy(result.mass).float().view(batch, heads, -1, 2)
-    error = half_bound(fold(q.float(), heads), store, k_bits, mass[..., 0], mass[..., 1], scale)
+    meter.bytes = n * int(k_bits.sum()) // 8 + by_high + (by_middle + by_low) // 2
+    meter.bytes += planes.k_peak.nbytes + planes.v_peak.nbytes + store.tail.bytes_used
+    masses = torch.from_numpy(result.mass).float().view(batch, heads, -1, 3)
+    error = half_bound(fold(q.float(), heads), store, k_bits, masses, scale)
     out = torch.from_numpy(result.out).view(batch, heads, -1, dim)
     return Trace.of(
         store,

@@ -55,6 +55,7 @@ def likely_unit(planes, ask, wave, w, row, u, size):
     if tail:
         tail_output(ask.tail_v[row], p, wave.rest[w, u])
         return
+    wave.bits[w, first:stop] = 0
     for j in range(group):
         values, best, token = line(p, j), wave.best[w, u, j], wave.token[w, u, j]
         best[:] = -1
@@ -72,7 +73,7 @@ def exponent_of(x):
 
 @jit
 def room_of(planes, ask, wave, w, row):
-    """room: bits of a row of V are wasted from the difference of this and p's exponent on."""
+    """room: bits of a row of V are wasted from the difference of this and p's exponent on. bits: 8 for rows that were looked at."""
     dim, units = planes.dim, wave.best.shape[1]
     one, none = np.ones((1, 1), np.float32), np.zeros(AHEAD + 1, np.int64)
     value = np.empty((1, dim), np.float32)
@@ -83,9 +84,10 @@ def room_of(planes, ask, wave, w, row):
             for u in range(1, units):
                 if wave.best[w, u, j, c] > wave.best[w, best, j, c]:
                     best = u
-            token = row * planes.v_room + wave.token[w, best, j, c]
+            token = wave.token[w, best, j, c]
+            wave.bits[w, token] = 8
             value[:] = 0
-            at = planes.v_high + token * dim
+            at = planes.v_high + (row * planes.v_room + token) * dim
             add_rows(planes.add_8, (at, at, at), none, 1, one, dim, value)
             for channel in range(dim):
                 size[channel] += wave.best[w, best, j, c] * abs(value[0, channel])
@@ -101,36 +103,37 @@ def value_unit(planes, ask, wave, w, row, u, size):
     dim, group, first = planes.dim, ask.query.shape[1], u * size
     n = min(size, planes.tokens - first)
     p, bits = wave.weights[w, :, first : first + n], wave.bits[w, first : first + n]
-    wasted, tokens, counts = np.full(n, 1 << 20, np.int32), np.empty((3, n + AHEAD), np.int64), np.zeros(3, np.int64)
-    least_12, least_8 = np.int32(ask.steps[0]), np.int32(ask.steps[1])
+    wasted, tokens, counts = np.full(n, 1 << 20, np.int32), np.empty((4, n + AHEAD), np.int64), np.zeros(4, np.int64)
+    to_12, to_8, to_none = np.int32(ask.steps[0]), np.int32(ask.steps[1]), np.int32(ask.steps[2])
     for j in range(group):
         values, room = line(p, j), np.int32(wave.room[w, j])
         for i in range(n):
             wasted[i] = min(wasted[i], room - ((as_bits(values[i]) >> 23) - 127))
     for i in range(n):
-        kind = np.int64(max(wasted[i], 0) < least_12) + np.int64(max(wasted[i], 0) < least_8)  # 0, 1, 2: 8, 12, 16 bits
-        bits[i] = 8 + 4 * kind
+        waste = max(wasted[i], 0)
+        kind = np.int64(waste < to_12) + np.int64(waste < to_8) + np.int64(waste < to_none or bits[i] > 0)
+        bits[i] = 4 * kind + 4 * (kind > 0)  # kinds 0 to 3: none, 8, 12, 16
         tokens[kind, counts[kind]] = i
         counts[kind] += 1
     wave.rest[w, u] = 0
     place = row * planes.v_room + first
     at = (planes.v_high + place * dim, planes.v_middle + place * dim // 2, planes.v_low + place * dim // 2)
-    add_rows(planes.add_8, at, tokens[0], counts[0], p, dim, wave.rest[w, u])
-    add_rows(planes.add_12, at, tokens[1], counts[1], p, dim, wave.rest[w, u])
-    add_rows(planes.add_16, at, tokens[2], counts[2], p, dim, wave.rest[w, u])
+    add_rows(planes.add_8, at, tokens[1], counts[1], p, dim, wave.rest[w, u])
+    add_rows(planes.add_12, at, tokens[2], counts[2], p, dim, wave.rest[w, u])
+    add_rows(planes.add_16, at, tokens[3], counts[3], p, dim, wave.rest[w, u])
     for j in range(group):
-        for kind in range(2):
+        for kind in range(3):
             mass = 0.0
             for r in range(counts[kind]):
                 mass += p[j, tokens[kind, r]]
-            wave.mass[w, u, j, 1 - kind] = mass
+            wave.mass[w, u, j, 2 - kind] = mass
 
 
 @jit
 def merge(planes, ask, wave, result, w, row):
     """The output of a row, the masses of its bound, and the bits read."""
     for j in range(ask.query.shape[1]):
-        total, out, mass = 0.0, np.zeros(planes.dim), np.zeros(2)
+        total, out, mass = 0.0, np.zeros(planes.dim), np.zeros(3)
         for u in range(wave.totals.shape[1]):
             total += wave.totals[w, u, j]
             out += wave.rest[w, u, j]
@@ -138,13 +141,15 @@ def merge(planes, ask, wave, result, w, row):
                 mass += wave.mass[w, u, j]
         for c in range(planes.dim):
             result.out[row, j, c] = out[c] / total
-        result.mass[row, j, 0], result.mass[row, j, 1] = mass[0] / total, mass[1] / total
+        for kind in range(3):
+            result.mass[row, j, kind] = mass[kind] / total
     result.counts[row] = 0
     for i in range(planes.tokens):
         bits = wave.bits[w, i]
         result.value_bits[row, i] = bits
-        result.counts[row, 0] += bits >= 12
-        result.counts[row, 1] += bits >= 16
+        result.counts[row, 0] += bits >= 8
+        result.counts[row, 1] += bits >= 12
+        result.counts[row, 2] += bits >= 16
 
 
 @jit

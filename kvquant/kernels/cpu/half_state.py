@@ -10,6 +10,7 @@ import torch
 from kvquant.alignment import LEAST_HALF, exponent, wasted_in_scores, widths
 from kvquant.kernels.cpu.leaves import half_leaves
 from kvquant.kernels.cpu.state import WAVE_BYTES, contiguous, unit_of, visible_of
+from kvquant.modes import Exact, Paper
 from kvquant.store import Store
 
 # The output is estimated from the likeliest token of each of 32 residue classes, as the reference does.
@@ -18,12 +19,12 @@ CLASSES = 32
 # Addresses of the planes' first rows; k_room: blocks, v_room: tokens that a KV head has room for; the leaves.
 Planes = namedtuple("Planes", "k_high k_middle k_low v_high v_middle v_low k_room v_room tokens dim scores add_8 add_12 add_16")
 # query, scaled (times scale / log 2) float32 [R, g, D]; k_bits int32 [R, D]; v_peak: exponents of V's peaks, int32 [R, D]; steps:
-# wasted bits from which 12, and 8, are read; the rest as in kvquant.kernels.cpu.state.
+# wasted bits from which 12, 8, and none are read; the rest as in kvquant.kernels.cpu.state.
 Request = namedtuple("Request", "query scaled tail_k tail_v visible heads scale k_bits v_peak steps")
 # As in kvquant.kernels.cpu.state, and best float32, token int64 [W, U, g, CLASSES], the likeliest tokens; room int64 [W, g]: the
-# exponent of p from which all bits count; mass float64 [W, U, g, 2] of tokens read with 12 and with 8 bits; bits uint8 [W, tokens].
+# exponent of p from which all bits count; mass float64 [W, U, g, 3] of tokens read with 12, 8 and no bits; bits uint8 [W, tokens].
 Wave = namedtuple("Wave", "weights tail peaks totals level rest best token room mass bits counter")
-# out float32 [R, g, D]; mass float64 [R, g, 2]; value_bits float32 [R, L]; counts int64 [R, 2], rows with 12 bits at least, and 16.
+# out float32 [R, g, D]; mass float64 [R, g, 3]; value_bits float32 [R, L]; counts int64 [R, 3], rows with 8 bits at least, 12, 16.
 Result = namedtuple("Result", "out mass value_bits counts")
 
 
@@ -35,8 +36,9 @@ def planes_of(store: Store) -> Planes:
     return Planes(*(x.data_ptr() for x in parts), *rooms, store.planed, dim, *half_leaves())
 
 
-def request_of(q: torch.Tensor, store: Store, mask: torch.Tensor | None, scale: float, steps: tuple[int, int] | None) -> Request:
-    """q: [B, Hq, D]; mask: bool [B, L]; steps: of the paper's rule, None to read all bits."""
+def request_of(q: torch.Tensor, store: Store, mask: torch.Tensor | None, scale: float, mode: Exact | Paper) -> Request:
+    """q: [B, Hq, D]; mask: bool [B, L]."""
+    steps = mode.steps if isinstance(mode, Paper) else None
     (batch, heads, _, dim), planes = store.shape, store.planes
     rows = batch * heads
     query, k, v = contiguous(rows, q, store.tail["k"], store.tail["v"])
@@ -45,7 +47,7 @@ def request_of(q: torch.Tensor, store: Store, mask: torch.Tensor | None, scale: 
     v_peak = exponent(planes.v_peak).clamp(min=LEAST_HALF)
     bits, peak = (np.ascontiguousarray(x.to(torch.int32).reshape(rows, dim).numpy()) for x in (k_bits, v_peak))
     never = 1 << 30
-    limits = np.array(steps or (never, never), np.int64)
+    limits = np.array(steps or (never, never, never), np.int64)
     return Request(query, scaled, k, v, visible_of(batch, mask), heads, np.float32(scale), bits, peak, limits)
 
 
@@ -66,7 +68,7 @@ def wave_of(rows: int, group: int, tokens: int, tail: int, dim: int) -> Wave:
         best=floats(units, group, CLASSES),
         token=np.empty((waves, units, group, CLASSES), np.int64),
         room=np.empty((waves, group), np.int64),
-        mass=np.empty((waves, units, group, 2)),
+        mass=np.empty((waves, units, group, 3)),
         bits=np.empty((waves, tokens), np.uint8),
         counter=np.zeros(1, np.int64),
     )
@@ -78,4 +80,4 @@ def result_of(store: Store, group: int) -> Result:
     rows = batch * heads
     bits = np.empty((rows, length), np.float32)
     bits[:, store.planed :] = 8.0 * store.tail["k"].element_size()
-    return Result(np.empty((rows, group, dim), np.float32), np.empty((rows, group, 2)), bits, np.zeros((rows, 2), np.int64))
+    return Result(np.empty((rows, group, dim), np.float32), np.empty((rows, group, 3)), bits, np.zeros((rows, 3), np.int64))
