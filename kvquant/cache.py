@@ -107,6 +107,8 @@ def _storing(method: Callable) -> Callable:
     @wraps(method)
     def run(layer: StoreLayer, *args, **kwargs):
         layer.version += 1
+        if not (torch.is_inference_mode_enabled() or torch.is_grad_enabled()):
+            return method(layer, *args, **kwargs)
         with torch.inference_mode(False), torch.no_grad():
             return method(layer, *args, **kwargs)
 
@@ -141,7 +143,9 @@ class StoreLayer(CacheLayerMixin):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores [B, Hkv, T, D] and returns all of K and V: as they came if the cache was empty, else as stored tensors.
 
-        Raises ValueError or RuntimeError where that cannot be done; see :class:`Store`.
+        Tokens that are all whole, in steps that nobody traces, are plain views of the store, valid until a crop: tensors that
+        only say what is stored cost time, and there is nothing to choose. Raises ValueError or RuntimeError where that cannot be
+        done; see :class:`Store`.
         """
         if torch.compiler.is_compiling():
             raise RuntimeError("This cache cannot be compiled; run the model without torch.compile.")
@@ -151,6 +155,8 @@ class StoreLayer(CacheLayerMixin):
         self._append(key_states, value_states)
         if was_empty:
             return key_states, value_states
+        if self.store.format == "whole" and not self.setting.traced:
+            return self.store.dense()
         contents = Contents(self, self.version, dtype)
         return StoredTensor(contents, 0), StoredTensor(contents, 1)
 

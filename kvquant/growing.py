@@ -18,7 +18,8 @@ class Growing:
 
     def append(self, **parts: torch.Tensor) -> None:
         """Adds rows: each part is [B, H, added, ...], with the same names, shapes and types as before."""
-        stop = self.length + next(iter(parts.values())).shape[2]
+        added = next(iter(parts.values())).shape[2]
+        stop = self.length + added
         for name, part in parts.items():
             room = self._room.get(name)
             if room is None or room.shape[2] < stop:
@@ -26,7 +27,7 @@ class Growing:
                 if self.length:
                     room[:, :, : self.length] = self[name]
                 self._room[name] = room
-            room[:, :, self.length : stop] = part
+            room.narrow(2, self.length, added).copy_(part)
         self.length = stop
 
     def __getitem__(self, name: str) -> torch.Tensor:

@@ -26,15 +26,17 @@ def padded(request) -> Case:
     return MAKERS[request.param](3)
 
 
+@pytest.mark.parametrize("traced", [64, 0])
 @pytest.mark.parametrize("how", STRATEGIES)
-def test_exact_mode_writes_what_the_default_cache_writes(case, how):
-    cache = assert_same(case, Setting(), **STRATEGIES[how])
+def test_exact_mode_writes_what_the_default_cache_writes(case, how, traced):
+    cache = assert_same(case, Setting(traced=traced), **STRATEGIES[how])
     assert cache.get_seq_length() > case.inputs["input_ids"].shape[1]
 
 
+@pytest.mark.parametrize("traced", [64, 0])
 @pytest.mark.parametrize("how", ["greedy", "sampling", "beams", "two samples of each"])
-def test_exact_mode_in_a_left_padded_batch(padded, how):
-    assert_same(padded, Setting(), **STRATEGIES[how])
+def test_exact_mode_in_a_left_padded_batch(padded, how, traced):
+    assert_same(padded, Setting(traced=traced), **STRATEGIES[how])
 
 
 @pytest.mark.parametrize("how", ["greedy", "beams"])

@@ -82,7 +82,7 @@ def exact_unit(planes, ask, wave, w, row, u, size):
 def merge(planes, norms, ask, wave, result, w, row):
     """The output of a row and a bound, for which every value may lie as far off as v_radius says."""
     units, dim = wave.peaks.shape[1], planes.dim
-    largest_step = k_steps(planes, row).max()
+    largest_step = np.float64(largest(k_steps(planes, row)))
     for j in range(len(result.out[row])):
         peak = wave.peaks[w, :, j].max()
         out, total, by_k, by_v = np.zeros(dim), 0.0, 0.0, 0.0
@@ -103,7 +103,7 @@ def merge(planes, norms, ask, wave, result, w, row):
         slope = LOW_ERROR * size[1] + 0.5 * size[3] + DIGIT * size[5] * dim
         value = np.sqrt(dim) * LOW_ERROR * by_v / total
         reach = norms.v_radius[row] + np.sqrt(off) + value
-        largest = slope * largest_step
-        moved = (np.expm1(largest) / max(largest, 1e-30) if largest > 1e-6 else 1.0 + largest) * slope * by_k / total
+        delta = slope * largest_step
+        moved = (np.expm1(delta) / max(delta, 1e-30) if delta > 1e-6 else 1.0 + delta) * slope * by_k / total
         bound = MARGIN * (value + moved * reach / max(1 - slope * by_k / total, 1e-30))
         result.norm[row, j], result.bound[row, j], result.bound_max[row, j] = np.sqrt(length), bound, bound

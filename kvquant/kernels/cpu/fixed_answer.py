@@ -19,7 +19,7 @@ def answer(
     batch, heads, length, dim = store.shape
     n, rows, group = store.planed, batch * heads, q.shape[1] // heads
     planes, norms = views_of(store)
-    ask, result = request_of(q, store, mask, scale), result_of(store, group)
+    ask, result = request_of(q, store, mask, scale), result_of(store, group, traced)
     target, share = (mode.error / (1 + mode.error), mode.key_share) if isinstance(mode, Certified) else (0.0, 0.0)
     with scratch(wave_of, rows, group, n, length - n, dim) as wave:
         rounds = decode(planes, norms, ask, wave, result, unit_of(n), target, share, threads)

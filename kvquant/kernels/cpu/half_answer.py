@@ -22,7 +22,7 @@ def answer(
         return None
     batch, heads, length, dim = store.shape
     n, rows, group = store.planed, batch * heads, q.shape[1] // heads
-    ask, result = request_of(q, store, mask, scale, mode), result_of(store, group)
+    ask, result = request_of(q, store, mask, scale, mode), result_of(store, group, traced)
     with scratch(wave_of, rows, group, n, length - n, dim) as wave:
         decode(planes_of(store), ask, wave, result, unit_of(n), threads)
     return torch.from_numpy(result.out).view(batch, -1, dim), _trace(q, store, ask, result, scale) if traced else None

@@ -144,7 +144,7 @@ def merge(planes, ask, wave, result, w, row):
         for kind in range(3):
             result.mass[row, j, kind] = mass[kind] / total
     result.counts[row] = 0
-    for i in range(planes.tokens):
+    for i in range(planes.tokens if result.value_bits.shape[1] else 0):
         bits = wave.bits[w, i]
         result.value_bits[row, i] = bits
         result.counts[row, 0] += bits >= 8

@@ -24,7 +24,8 @@ Request = namedtuple("Request", "query scaled tail_k tail_v visible heads scale 
 # As in kvquant.kernels.cpu.state, and best float32, token int64 [W, U, g, CLASSES], the likeliest tokens; room int64 [W, g]: the
 # exponent of p from which all bits count; mass float64 [W, U, g, 3] of tokens read with 12, 8 and no bits; bits uint8 [W, tokens].
 Wave = namedtuple("Wave", "weights tail peaks totals level rest best token room mass bits counter")
-# out float32 [R, g, D]; mass float64 [R, g, 3]; value_bits float32 [R, L]; counts int64 [R, 3], rows with 8 bits at least, 12, 16.
+# out float32 [R, g, D]; mass float64 [R, g, 3]; value_bits float32 [R, L], or [R, 0] where nobody asks; counts int64 [R, 3], rows
+# of V read with 8 bits at least, 12, 16.
 Result = namedtuple("Result", "out mass value_bits counts")
 
 
@@ -74,10 +75,10 @@ def wave_of(rows: int, group: int, tokens: int, tail: int, dim: int) -> Wave:
     )
 
 
-def result_of(store: Store, group: int) -> Result:
-    """Room for the answer; the bits of the tail are there already."""
+def result_of(store: Store, group: int, traced: bool) -> Result:
+    """Room for the answer, and where it is traced for the bits of every token; the tail's are there already."""
     batch, heads, length, dim = store.shape
     rows = batch * heads
-    bits = np.empty((rows, length), np.float32)
+    bits = np.empty((rows, length if traced else 0), np.float32)
     bits[:, store.planed :] = 8.0 * store.tail["k"].element_size()
     return Result(np.empty((rows, group, dim), np.float32), np.empty((rows, group, 3)), bits, np.zeros((rows, 3), np.int64))

@@ -27,7 +27,8 @@ def judge(wave, result, w, row, target, last):
                 wave.limits[w, kind, j] = max(wave.limits[w, kind, j] * LOWER * min(1.0, allowed / bound) ** 2, 1e-37)
     if wave.state[w] == EVERYTHING or not missed:
         wave.state[w] = DONE
-        write_bits(wave.known[w], result.key_bits[row], result.value_bits[row], result.counts[row])
+        if result.key_bits.shape[1]:
+            write_bits(wave.known[w], result.key_bits[row], result.value_bits[row], result.counts[row])
     elif last:
         wave.state[w] = EVERYTHING
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from kvquant.kernels.cpu.bound import HOPELESS, noise_of, slopes
 from kvquant.kernels.cpu.choice import roots, survey, survey_likely, threshold
-from kvquant.kernels.cpu.numbers import address, exp2, floats, jit, line
+from kvquant.kernels.cpu.numbers import address, exp2, floats, jit, largest, line
 from kvquant.kernels.cpu.queries import LOG2E
 from kvquant.kernels.cpu.rows import AHEAD
 from kvquant.kernels.cpu.scores import MASKED, high_weights, refine
@@ -159,14 +159,15 @@ def refine_part(planes, ask, wave, w, row, first, tokens, count):
 def choose(planes, norms, ask, wave, w, row, floor, target, share):
     """After pass 2: the limits of a row, so that a bound of ``target`` times the output can be expected."""
     dim, units = planes.dim, wave.squares.shape[1]
-    wave.step[w] = k_steps(planes, row).max()
+    k_all, v_all = k_steps(planes, row), v_steps(planes, row)
+    wave.step[w] = largest(k_all)
     for j in range(ask.query.shape[1]):
         if not slopes(ask.size[row, j])[0] * wave.step[w] <= HOPELESS:
             wave.state[w] = LEFT
             return
     k_step, v_step, count = 0.0, 0.0, 0
     for i in range(0, planes.tokens, 64):  # a typical step serves for the choice
-        k_step, v_step, count = k_step + k_steps(planes, row)[i], v_step + v_steps(planes, row)[i], count + 1
+        k_step, v_step, count = k_step + k_all[i], v_step + v_all[i], count + 1
     k_step, v_step = k_step / count, v_step / count
     wave.state[w] = CHOSEN
     spread, v_noise = norms.v_spread[row], max(norms.v_noise[row] * v_step, 1e-30)

@@ -8,7 +8,7 @@ import numpy as np
 
 from kvquant.kernels.cpu import values as s
 from kvquant.kernels.cpu.bound import bounds, cubic_of, noise_of, slopes
-from kvquant.kernels.cpu.numbers import floats, jit, signed_bytes
+from kvquant.kernels.cpu.numbers import floats, jit, line, signed_bytes
 from kvquant.kernels.cpu.passes import EVERYTHING, k_steps, refine_part, v_steps
 from kvquant.kernels.cpu.rows import AHEAD
 from kvquant.kernels.cpu.scores import LOW
@@ -95,9 +95,12 @@ def finish(planes, norms, ask, wave, result, w, row, size):
         total[:] = 0
         top, token = 0.0, 0
         for u in range(units):
-            sums += wave.sums[w, u, j]
-            near += wave.near[w, u, j]
-            total += wave.rest[w, u, j]
+            for k in range(s.SUMS):
+                sums[k] += wave.sums[w, u, j, k]
+            near_part, rest_part = line(wave.near[w, u], j), line(wave.rest[w, u], j)
+            for c in range(dim):
+                near[c] += near_part[c]
+                total[c] += rest_part[c]
             if wave.best[w, u, j] > top:
                 top, token = wave.best[w, u, j], u * size
         near_flags = K_FINE | V_READ
@@ -107,7 +110,7 @@ def finish(planes, norms, ask, wave, result, w, row, size):
         for c in range(dim):
             total[c] = (total[c] + near[c] + wave.near[w, units, j, c] + sums[s.UNREAD] * norms.v_centre[row, c]) / weight
             out[j, c] = total[c]
-        near /= weight
+            near[c] /= weight
         for k in range(s.SUMS):
             sums[k] /= weight
         sums[s.Y2] /= weight

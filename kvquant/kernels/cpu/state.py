@@ -31,7 +31,7 @@ Request = namedtuple("Request", "query tail_k tail_v visible heads scale digits 
 # weight of a near token; limits [W, 2, g] of y and of p, ratio [W], step [W], the largest of K's; state int64 [W], see certified;
 # counter: int64 [1]
 Wave = namedtuple("Wave", "weights tail peaks totals level known near rest sums squares best limits ratio step state counter")
-# float32 [R, g, D], three times [R, g], twice [R, L]; counts int64 [R, 3], see certified.write_bits.
+# float32 [R, g, D], three times [R, g], twice [R, L], or [R, 0] where nobody asks; counts int64 [R, 3], see judge.write_bits.
 Result = namedtuple("Result", "out norm bound bound_max key_bits value_bits counts")
 
 # Tokens of a unit: few enough that every thread gets some, many enough that adding up units costs nothing.
@@ -128,11 +128,11 @@ def wave_of(rows: int, group: int, tokens: int, tail: int, dim: int) -> Wave:
     )
 
 
-def result_of(store: Store, group: int) -> Result:
-    """Room for the answer; the bits of the tail are there already."""
+def result_of(store: Store, group: int, traced: bool) -> Result:
+    """Room for the answer, and where it is traced for the bits of every token; the tail's are there already."""
     batch, heads, length, dim = store.shape
     rows = batch * heads
-    bits = np.empty((2, rows, length), np.float32)
+    bits = np.empty((2, rows, length if traced else 0), np.float32)
     bits[:, :, store.planed :] = 8.0 * store.tail["k"].element_size()
     by_head = (np.empty((rows, group), np.float32) for _ in range(3))
     return Result(np.empty((rows, group, dim), np.float32), *by_head, bits[0], bits[1], np.zeros((rows, 3), np.int64))

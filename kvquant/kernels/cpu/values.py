@@ -62,8 +62,8 @@ def squares_of(plane, tokens, dim, square):
     """square[t]: |row t|**2 of an int8 plane at an address, for the tokens of a list."""
     for t in tokens:
         row, total = signed_bytes(plane + dim * t, dim), np.int32(0)
-        for c in range(dim):
-            total += np.int32(row[c]) * np.int32(row[c])
+        for c in range(dim):  # numba's product of int32 is an int64
+            total = np.int32(total + np.int32(np.int32(row[c]) * np.int32(row[c])))
         square[t] = np.float32(total)
 
 
