@@ -12,7 +12,11 @@ unread by all of itself. So with 4, 8 and 11 bits wasted these leave the same er
 
 Source: AlignedKV, arXiv 2409.16546, for scores and outputs; with absolute maxima and true thresholds of 4 and 8 exponent
 steps. That 11 wasted bits leave nothing to read is from its authors' later code (github.com/AlignedQuant/AlignedKV, commit
-26c329a). ``wasted_in_softmax`` is neither's. Exponents are integers, so a width is off by less than one bit.
+26c329a), which takes it as zero. Here an unread value is taken as its channel's mean, the middle of what it could be, as the other
+widths take it: thousands of tokens of which none matters matter together, and with zero the error grew with the context (28/4
+heads of 128, synthetic numbers, largest error of a head at 1024, 16384 and 65536 tokens: 3e-3, 3e-2 and 8e-2; with the mean 2e-3,
+4e-3 and 5e-3, as with three widths). For a channel of K the two are the same: what is common to all scores, the softmax ignores.
+``wasted_in_softmax`` is neither's. Exponents are integers, so a width is off by less than one bit.
 """
 
 from __future__ import annotations

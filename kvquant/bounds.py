@@ -60,12 +60,12 @@ def half_score_error(q: torch.Tensor, k_peak: torch.Tensor, bits: torch.Tensor, 
 
 
 def half_value_error(v_peak: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
-    """|error| of each output channel: v_peak_j (2**-7 mass12 + 2**-3 mass8 + mass0).
+    """|error| of each output channel: v_peak_j (2**-7 mass12 + 2**-3 mass8 + 2 mass0); unread values are taken as their mean.
 
     v_peak: [..., D] (at least 2**-14 is used, for subnormals); masses: [..., 3], p' of the tokens read with 12, 8 and no bits.
     Returns [..., D].
     """
-    return v_peak.clamp(min=2.0**-14) * (masses @ masses.new_tensor([2.0**-7, 2.0**-3, 1.0]))[..., None]
+    return v_peak.clamp(min=2.0**-14) * (masses @ masses.new_tensor([2.0**-7, 2.0**-3, 2.0]))[..., None]
 
 
 def fixed_score_error(q: torch.Tensor, step: torch.Tensor, fine: torch.Tensor, scale: float) -> torch.Tensor:

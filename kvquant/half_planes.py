@@ -15,14 +15,15 @@ BLOCK = 64
 
 
 class HalfPlanes:
-    """Keys and values of whole blocks of tokens. ``k_peak``, ``v_peak``: float32 [B, H, D], upper bounds of each channel's size.
+    """Keys and values of whole blocks of tokens.
 
-    keys, values: ``high``, ``middle``, ``low`` planes (uint8), see the head of this file.
+    keys, values: ``high``, ``middle``, ``low`` planes (uint8), see the head of this file. k_peak, v_peak, v_mean: float32
+    [B, H, D], upper bounds of each channel's size, and the mean of all values that were appended.
     """
 
     def __init__(self) -> None:
-        self.keys, self.values = Growing(), Growing()
-        self.k_peak = self.v_peak = None
+        self.keys, self.values, self.counted = Growing(), Growing(), 0
+        self.k_peak = self.v_peak = self.v_mean = None
 
     @property
     def length(self) -> int:
@@ -34,6 +35,9 @@ class HalfPlanes:
         for rows, name in ((k, "k_peak"), (v, "v_peak")):
             peak, old = rows.abs().amax(2).float(), getattr(self, name)
             setattr(self, name, peak if old is None else torch.maximum(peak, old))
+        mean, added = v.float().mean(2), v.shape[2]
+        self.counted += added
+        self.v_mean = mean if self.v_mean is None else self.v_mean + (mean - self.v_mean) * (added / self.counted)
         blocks = k.unflatten(2, (-1, BLOCK)).transpose(-1, -2)
         for growing, rows in ((self.keys, blocks), (self.values, v)):
             high, middle, low = split_half(rows.contiguous())
@@ -47,7 +51,7 @@ class HalfPlanes:
     def crop(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keeps the whole blocks among the first ``length`` tokens and returns the tokens after them, (k, v) float16.
 
-        The peaks stay: an upper bound is safe.
+        The peaks stay, an upper bound is safe, and so does the mean.
         """
         start = length // BLOCK * BLOCK
         k, v = (x[:, :, start:length] for x in self.dense(torch.float16))
@@ -59,16 +63,17 @@ class HalfPlanes:
         """Rearranges the batch, int64 [new B]."""
         self.keys.select(index)
         self.values.select(index)
-        self.k_peak, self.v_peak = self.k_peak.index_select(0, index), self.v_peak.index_select(0, index)
+        self.k_peak, self.v_peak, self.v_mean = (x.index_select(0, index) for x in (self.k_peak, self.v_peak, self.v_mean))
 
     @property
     def bytes_stored(self) -> int:
-        return self.keys.bytes_stored + self.values.bytes_stored + self._peaks
+        return self.keys.bytes_stored + self.values.bytes_stored + self.constants_read
 
     @property
     def bytes_used(self) -> int:
-        return self.keys.bytes_used + self.values.bytes_used + self._peaks
+        return self.keys.bytes_used + self.values.bytes_used + self.constants_read
 
     @property
-    def _peaks(self) -> int:
-        return 0 if self.k_peak is None else self.k_peak.nbytes + self.v_peak.nbytes
+    def constants_read(self) -> int:
+        """Bytes of the peaks and the mean, which one step of attention reads."""
+        return 0 if self.k_peak is None else self.k_peak.nbytes + self.v_peak.nbytes + self.v_mean.nbytes

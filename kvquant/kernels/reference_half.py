@@ -21,7 +21,7 @@ def read_half(q: torch.Tensor, store: Store, mode: Mode, visible: torch.Tensor, 
     """q: [B, H, g, D]; visible: bool [B, 1, 1, L]; mode: Exact or Paper. Returns out [B, H, g, D] and the trace."""
     meter, planes, n = Meter(), store.planes, store.planed
     steps = mode.steps if isinstance(mode, Paper) else None
-    k_peak, v_peak = meter.read(planes.k_peak), meter.read(planes.v_peak)
+    k_peak, v_peak, v_mean = (meter.read(x) for x in (planes.k_peak, planes.v_peak, planes.v_mean))
     k_bits = torch.full_like(k_peak, 16, dtype=torch.int32)
     if steps:
         k_bits = widths(wasted_in_scores(q.flatten(1, 2), k_peak), steps)
@@ -36,9 +36,8 @@ def read_half(q: torch.Tensor, store: Store, mode: Mode, visible: torch.Tensor, 
         v_bits = widths(wasted_in_output(p[..., :n].flatten(1, 2), estimate.flatten(1, 2), v_peak), steps)
         v_bits = at_least_8(v_bits, likely[1].flatten(2))
     v = torch.cat([_values(planes, v_bits, meter).to(q.dtype), meter.read(store.tail["v"]).to(q.dtype)], dim=2)
-    out = p @ v
-
     masses = torch.stack([(p[..., :n] * (v_bits == bits)[:, :, None]).sum(-1) for bits in (12, 8, 0)], dim=-1)
+    out = p @ v + masses[..., 2:] * v_mean[:, :, None].to(q.dtype)
     error = half_bound(q, store, k_bits, masses, scale)
     trace = Trace.of(
         store,

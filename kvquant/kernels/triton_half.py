@@ -44,13 +44,12 @@ def read_half(
     step.launch(sum_halves, step.grid, total=total, room=room, v_bits=v_bits, **asked)
     acc = step.names["acc"]
     whole = acc[:, 0] * (step.names["top"][:, 0] - total).exp()[..., None]
-    out = (whole + acc[:, 1:].sum(1))[:, :group, :dim].reshape(q.shape)
-
     masses = torch.stack([(p * (v_bits == bits)[:, None]).sum(-1).view(batch, heads, group) for bits in (12, 8, 0)], dim=-1)
+    out = (whole + acc[:, 1:].sum(1))[:, :group, :dim].reshape(q.shape) + masses[..., 2:] * planes.v_mean[:, :, None]
     error = half_bound(q, store, k_bits, masses, scale)
     n, v_bits = store.planed, v_bits.view(batch, heads, -1)
     meter = Meter()
-    meter.bytes = store.tail.bytes_used + planes.k_peak.nbytes + planes.v_peak.nbytes
+    meter.bytes = store.tail.bytes_used + planes.constants_read
     meter.bytes += (n * int(k_bits.sum()) + dim * int(v_bits.sum(dtype=torch.int64))) // 8
     key_bits = k_bits.float().mean(-1, keepdim=True).expand(-1, -1, n)
     return out, Trace.of(store, meter, out, key_bits, v_bits, k_bits.float(), error.norm(dim=-1), error.amax(-1))

@@ -106,7 +106,7 @@ def test_the_exact_trace_counts_everything(halves):
             case.model(case.inputs["input_ids"][:, -1:], past_key_values=cache)
     assert len(cache.traces) == 3, "the list is bounded"
     for layer, trace in zip(cache.layers, cache.traces[-1], strict=True):
-        peaks = layer.store.planes.k_peak.nbytes * 2 if halves else 0
+        peaks = layer.store.planes.constants_read if halves else 0
         assert trace.bytes_read == layer.store.bytes_used - peaks
         assert trace.mean_bits == (16 if halves else 32)
         assert float(trace.bound.max()) == 0.0

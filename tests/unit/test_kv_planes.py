@@ -208,7 +208,7 @@ def test_a_long_prompt_leaves_no_long_tail_behind():
 def test_memory_is_accounted_for_to_the_byte():
     batch, heads, dim = 2, 3, 16
     for format, per_row, constants in (
-        ("half", 2 * dim * 2, 2 * 4 * dim),
+        ("half", 2 * dim * 2, 3 * 4 * dim),
         ("fixed", 2 * (2 * dim + 4), 3 * 4 * (dim * dim + 1 + dim) + 3 * 4 * dim + 4),
     ):
         store = Store(format, window=32)

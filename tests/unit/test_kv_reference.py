@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvquant.alignment import THREE_WIDTHS, wasted_in_scores, widths
+from bench.kv_data import make
+from kvquant.alignment import STEPS, THREE_WIDTHS, wasted_in_scores, widths
 from kvquant.kernels.reference import decode_attention
 from kvquant.modes import Certified, Exact, Paper
 from kvquant.planes import BASE
@@ -123,6 +124,17 @@ def test_paper_mode_reads_the_widths_of_the_criterion_and_stays_within_its_bound
     assert torch.equal(all_bits, decode_attention(q, store, Exact())[0])
 
 
+@pytest.mark.parametrize("length", [1024, 8192])
+def test_what_the_paper_mode_leaves_unread_does_not_add_up(length):
+    q, k, v = make("like", 6, 2, 64, length)
+    store, exact = stored("half", k, v), attention(q, k, v)
+    found = [decode_attention(q, store, Paper(steps)) for steps in (STEPS, THREE_WIDTHS)]
+    error, known = (float(((out.double() - exact).norm(dim=-1) / exact.norm(dim=-1)).max()) for out, _ in found)
+    unread = float((found[0][1].value_bits == 0).float().mean())
+    print(f"{length} tokens, {unread:.0%} of V unread: largest error {error:.2g}, {known:.2g} with three widths")
+    assert unread > 0.1 and error < 1.5 * known
+
+
 @quick
 @given(
     seed=st.integers(0, 10**6),
@@ -207,7 +219,7 @@ def test_what_is_not_counted_is_not_read(format, mode):
     if format == "half":
         key_bits = widths(wasted_in_scores(q, planes.k_peak))[:, :, None, :, None]  # [B, H, 1, D, 1]
         plan = [("high", 8, key_bits), ("middle", 12, key_bits), ("low", 16, key_bits)]
-        constants = planes.k_peak.nbytes + planes.v_peak.nbytes
+        constants = planes.k_peak.nbytes + planes.v_peak.nbytes + planes.v_mean.nbytes
     else:
         plan = [("low", 16, trace.key_bits[:, :, :n, None])]
         norms = (planes.k_noise.norm, planes.v_noise.norm, planes.v_noise.columns, planes.v_spread.norm, planes.v_spread.columns)

@@ -35,7 +35,7 @@ def _trace(q: torch.Tensor, store: Store, ask: Request, result: Result, scale: f
     by_high, by_middle, by_low = (dim * int(rows) for rows in result.counts.sum(0))
     meter = Meter()
     meter.bytes = n * int(k_bits.sum()) // 8 + by_high + (by_middle + by_low) // 2
-    meter.bytes += planes.k_peak.nbytes + planes.v_peak.nbytes + store.tail.bytes_used
+    meter.bytes += planes.constants_read + store.tail.bytes_used
     masses = torch.from_numpy(result.mass).float().view(batch, heads, -1, 3)
     error = half_bound(fold(q.float(), heads), store, k_bits, masses, scale)
     out = torch.from_numpy(result.out).view(batch, heads, -1, dim)

@@ -140,7 +140,7 @@ def merge(planes, ask, wave, result, w, row):
             if u < wave.mass.shape[1]:
                 mass += wave.mass[w, u, j]
         for c in range(planes.dim):
-            result.out[row, j, c] = out[c] / total
+            result.out[row, j, c] = (out[c] + mass[2] * ask.v_mean[row, c]) / total
         for kind in range(3):
             result.mass[row, j, kind] = mass[kind] / total
     result.counts[row] = 0

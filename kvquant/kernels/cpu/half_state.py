@@ -18,9 +18,10 @@ CLASSES = 32
 
 # Addresses of the planes' first rows; k_room: blocks, v_room: tokens that a KV head has room for; the leaves.
 Planes = namedtuple("Planes", "k_high k_middle k_low v_high v_middle v_low k_room v_room tokens dim scores add_8 add_12 add_16")
-# query, scaled (times scale / log 2) float32 [R, g, D]; k_bits int32 [R, D]; v_peak: exponents of V's peaks, int32 [R, D]; steps:
-# wasted bits from which 12, 8, and none are read; the rest as in kvquant.kernels.cpu.state.
-Request = namedtuple("Request", "query scaled tail_k tail_v visible heads scale k_bits v_peak steps")
+# query, scaled (times scale / log 2) float32 [R, g, D]; k_bits int32 [R, D]; v_peak: exponents of V's peaks, int32 [R, D]; v_mean:
+# float32 [R, D], what unread values are taken as; steps: wasted bits from which 12, 8, and none are read; the rest as in
+# kvquant.kernels.cpu.state.
+Request = namedtuple("Request", "query scaled tail_k tail_v visible heads scale k_bits v_peak v_mean steps")
 # As in kvquant.kernels.cpu.state, and best float32, token int64 [W, U, g, CLASSES], the likeliest tokens; room int64 [W, g]: the
 # exponent of p from which all bits count; mass float64 [W, U, g, 3] of tokens read with 12, 8 and no bits; bits uint8 [W, tokens].
 Wave = namedtuple("Wave", "weights tail peaks totals level rest best token room mass bits counter")
@@ -47,9 +48,10 @@ def request_of(q: torch.Tensor, store: Store, mask: torch.Tensor | None, scale: 
     k_bits = widths(wasted_in_scores(q.float(), planes.k_peak), steps) if steps else torch.full_like(planes.k_peak, 16)
     v_peak = exponent(planes.v_peak).clamp(min=LEAST_HALF)
     bits, peak = (np.ascontiguousarray(x.to(torch.int32).reshape(rows, dim).numpy()) for x in (k_bits, v_peak))
+    mean = np.ascontiguousarray(planes.v_mean.reshape(rows, dim).numpy())
     never = 1 << 30
     limits = np.array(steps or (never, never, never), np.int64)
-    return Request(query, scaled, k, v, visible_of(batch, mask), heads, np.float32(scale), bits, peak, limits)
+    return Request(query, scaled, k, v, visible_of(batch, mask), heads, np.float32(scale), bits, peak, mean, limits)
 
 
 def wave_of(rows: int, group: int, tokens: int, tail: int, dim: int) -> Wave:
