@@ -65,7 +65,7 @@ _MODES = {
     "certified_0.05": Certified(0.05),
     "certified_0.1": Certified(0.1),
 }
-OURS = {name: Setting(mode, name == "exact", WINDOW, traced=1) for name, mode in _MODES.items()}
+OURS = {name: Setting(mode, halves=name == "exact", window=WINDOW, traced=1) for name, mode in _MODES.items()}
 UNIFORM = {
     "uniform_8": lambda: Truncated(8),
     "uniform_12": lambda: Truncated(12),
