@@ -1,9 +1,9 @@
 """One decode step of attention, kernel by kernel: ``python -m bench.kv_attention [--geometry qwen2.5-vl-7b] [--context 16384]``.
 
-certified: TrimLens's progressive reading at ``--error`` (by default 0.1 of ||o|| is proven; what is measured is about a hundredth
+certified: TrimLens's progressive reading at ``--error`` (by default 0.2 of ||o|| is proven; what is measured is a few thousandths
 of that). control: the same kernels, every bit of the same planes. paper: AlignedKV's rule on half planes. sdpa_*: torch, as
 transformers calls it (``enable_gqa``) and folded, the query heads of a group as the query length, the fastest form of it on a CPU.
-ort_int8: onnxruntime's GroupQueryAttention, one scale per channel. Batch 1; each call is the whole door, traces included.
+ort_int8: onnxruntime's GroupQueryAttention, one scale per channel. Batch 1; each call is the whole door, without traces.
 
 Several layers' caches take turns, four at most, as they do in a model: from 8k tokens on they exceed most last-level caches
 together, below that they may not. Kernels take turns as
@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--geometry", choices=GEOMETRIES, help="all when left out")
     parser.add_argument("--context", type=positive, help="tokens; 1k to 128k when left out")
     parser.add_argument("--kernels", default=",".join(KERNELS), help="some of them, separated by commas")
-    parser.add_argument("--error", type=float, default=0.1, help="what the certified kernel must prove")
+    parser.add_argument("--error", type=float, default=0.2, help="what the certified kernel must prove")
     parser.add_argument("--data", choices=kv_data.KINDS, default="like")
     parser.add_argument("--repeats", type=positive, default=15)
     parser.add_argument("--out", type=Path, help="a file for the numbers and where they were measured (the page's map of regimes)")

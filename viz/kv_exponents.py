@@ -154,4 +154,4 @@ def output_figure(addends: Addends, channel: int, labels: list[str], layer: int,
     )
     shown = f"{len(names)} of {addends.total}" if len(names) < addends.total else f"{addends.total}"
     across = f"tokens of V, likeliest first ({shown})"
-    return addend_figure(addends, names, title, across, f"aligned level: the last bit of the result in channel {channel + 1}")
+    return addend_figure(addends, names, title, across, f"aligned level: last bit of the result, channel {channel + 1}")

@@ -77,10 +77,11 @@ def _read_part(planes, ask, wave, w, row, u, first, stop, slope, cubic, room):
     s.squares_of(high_plane, tokens[0, :near], dim, room.marks[s.SQUARE])
     s.add_rows(planes.add_high, high, tokens[1], other, room.weights, dim, wave.rest[w, u])
     s.add_value_sums(p, v_step, room.marks, room.weights, tokens[0, :near], wave.sums[w, u], wave.best[w, u])
-    if low:
-        part = np.zeros((group, dim), np.float32)
-        s.add_rows(planes.add_high, fine, tokens[2], low, room.weights, dim, part)
-        wave.rest[w, u] += LOW * part
+    for j in range(group):  # y is done with
+        weights, scaled = line(room.weights, j), line(room.y, j)
+        for t in tokens[2, :low]:
+            scaled[t] = LOW * weights[t]
+    s.add_rows(planes.add_high, fine, tokens[2], low, room.y, dim, wave.rest[w, u])
 
 
 @jit
