@@ -253,5 +253,5 @@ def time_it(geometry: str, context: float, spread: str, modes: list[str], error:
             rounds = done
             update["speed"] = kv_speed.speed_figure(state, what)
         yield update
-    text = f"Memory streams at {state.rate / 1e9:.1f} GB/s here (measured). {kv_speed.kernel_reason()}"
+    text = f"Memory streams at {state.rate / 1e9:.1f} GB/s here (measured). {kv_speed.kernel_reason(chosen)}"
     yield {"timed": f'<p class="tb-text" data-timed="done">{escape(text)}</p>', "speed": kv_speed.speed_figure(state, what)}

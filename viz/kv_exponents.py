@@ -2,7 +2,7 @@
 
 Of a half, eleven bits count: the leading one and ten of the mantissa. An addend of size 2**e has them from e down to e - 10.
 The rule (AlignedKV, arXiv 2409.16546; kvquant.alignment) draws one line: for q.k the last bit of the largest addend, for
-p.V the last bit of the result. What lies below the line cannot matter. Widths come in steps of 4 bits, and the query heads of a
+p.V the last bit of the result. What lies below the line cannot matter. Widths are 16, 12, 8 and 0 bits, and the query heads of a
 group share a row, so some wasted bits are read all the same; a bit above the line always is.
 """
 

@@ -79,9 +79,14 @@ def on_gpu() -> bool:
     return torch.cuda.is_available() and not on_zero_gpu()
 
 
-def kernel_reason() -> str:
-    """Which kernel reads the planes, and why, in one sentence."""
-    return f"Planes are read by the {kernels.triton_ready()[1] if on_gpu() else kernels.kernel_reason()}"
+def kernel_reason(modes: list[Mode]) -> str:
+    """Which kernel reads the planes of ``modes``, and why: one sentence, or one for each kind of planes where they differ."""
+    if on_gpu():
+        return f"Planes are read by the {kernels.triton_ready()[1]}"
+    reasons = {format: kernels.kernel_reason(format) for format in formats(modes)}
+    if len(set(reasons.values())) == 1:
+        return f"Planes are read by the {reasons['fixed']}"
+    return " ".join(f"{PLANES[format]} planes are read by the {why}" for format, why in reasons.items())
 
 
 def synthetic(
@@ -112,8 +117,7 @@ def paths(context: int, geometry: tuple[int, int, int], modes: list[Mode], sprea
             trace = kernels.decode_attention(q, store, mode)[1]
             run = partial(kernels.decode_attention, q, store, mode, traced=False)
             every = isinstance(mode, Exact)
-            planes = "half" if format == "half" else "fixed-point"
-            name = f"ours, every bit ({planes} planes)" if every else f"ours, {describe_mode(mode)}"
+            name = f"ours, every bit ({PLANES[format].lower()} planes)" if every else f"ours, {describe_mode(mode)}"
             yield Path(name, "all bits" if every else "fewer bits", run, trace.bytes_read, trace.mean_bits)
 
 
@@ -171,6 +175,7 @@ def _rows(prepared: list[Path], seconds: dict[str, list[float]], rate: float) ->
     return sorted(rows, key=lambda row: row.timing.median)
 
 
+PLANES = {"fixed": "Fixed-point", "half": "Half"}
 COLOURS = {"sdpa": GREY, "all bits": ORANGE, "fewer bits": BLUE}
 LABELS = {"sdpa": "PyTorch, 16 bits", "all bits": "our planes, every bit (the control)", "fewer bits": "our planes, fewer bits"}
 

@@ -35,7 +35,9 @@ def decode_attention(
         try:
             with torch.cuda.device(q.device):
                 return triton_decode.decode_attention(q, store, mode, mask, scale)
-        except RuntimeError as error:  # a launch that this GPU has no room for
+        except torch.OutOfMemoryError:  # this request's, not the kernel's
+            raise
+        except Exception as error:  # what triton raises is no RuntimeError: no room for a launch, a failed compilation
             triton_decode.give_up(error)
     return reference.decode_attention(q, store, mode, mask, scale, dtype)
 

@@ -41,7 +41,11 @@ def making(format: str) -> bool:
             return False
         if format not in _makers:
             command = [sys.executable, "-m", "kvquant.kernels", format]
-            _makers[format] = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            try:
+                _makers[format] = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            except OSError as error:  # no room for one more process
+                _known[format] = False, f"plain torch reference: the compiler does not start ({error.strerror})."
+                return False
         return _makers[format].poll() is None
 
 

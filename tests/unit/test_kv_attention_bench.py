@@ -16,7 +16,7 @@ def test_it_measures_every_kernel_and_ends_with_a_json_line(capsys, tmp_path):
     print(printed)
     line = printed.splitlines()[-1]
     kept = json.loads(out.read_text())
-    assert kept["measured"] == json.loads(line) and "threads" in kept["where"] and kept["error"] == 0.1 and kept["data"] == "like"
+    assert kept["measured"] == json.loads(line) and "threads" in kept["where"] and kept["error"] == 0.2 and kept["data"] == "like"
     found = json.loads(line)["embedded"]["1024"]
     assert set(found) == set(kv_attention.KERNELS) - (set() if kv_ort.available()[0] else {"ort_int8"})
     for name, kernel in found.items():

@@ -33,12 +33,15 @@ def test_speed_paths_compute_the_same_attention_and_take_turns(monkeypatch):
     assert "times" in chart.layout.title.text and "theory" in chart.data[-1].name
     monkeypatch.setattr(kv_speed, "on_gpu", lambda: True)
     monkeypatch.setattr(kv_speed.kernels.triton_decode, "available", lambda: (False, "no Triton kernel."))
-    assert kv_speed.kernel_reason() == "Planes are read by the plain torch reference: no Triton kernel."
+    assert kv_speed.kernel_reason(modes) == "Planes are read by the plain torch reference: no Triton kernel."
     monkeypatch.setattr(kv_speed.kernels.triton_decode, "available", lambda: (True, "Triton kernel."))
-    assert kv_speed.kernel_reason() == "Planes are read by the Triton kernel."
+    assert kv_speed.kernel_reason(modes) == "Planes are read by the Triton kernel."
     monkeypatch.setattr(kv_speed, "on_gpu", lambda: False)
-    monkeypatch.setattr(kv_speed.kernels, "kernel_reason", lambda: "compiled kernel.")
-    assert kv_speed.kernel_reason() == "Planes are read by the compiled kernel."
+    reasons = {"fixed": "compiled kernel.", "half": "plain torch reference: no F16C."}
+    monkeypatch.setattr(kv_speed.kernels, "kernel_reason", reasons.get)
+    assert kv_speed.kernel_reason([Certified(0.05)]) == "Planes are read by the compiled kernel."
+    both = "Fixed-point planes are read by the compiled kernel. Half planes are read by the plain torch reference: no F16C."
+    assert kv_speed.kernel_reason(modes) == both
 
 
 def test_speeds_are_taken_once_the_kernels_are_compiled(monkeypatch):

@@ -66,6 +66,16 @@ def test_a_compiler_that_fails_is_not_tried_again_and_says_why(nothing_known):
     assert not warming.making("half") and len(started) == 1
 
 
+def test_a_compiler_that_does_not_start_leaves_the_reference(nothing_known, monkeypatch):
+    def refuse(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(warming.subprocess, "Popen", refuse)
+    usable, why = warming.ready("fixed")
+    assert not usable and "does not start (Resource temporarily unavailable)" in why
+    assert not warming.making("fixed")
+
+
 def test_what_cannot_be_kept_is_not_used(nothing_known, monkeypatch):
     folder, _ = nothing_known
     monkeypatch.setattr(fast, "available", lambda format: (True, "compiled kernel."))

@@ -12,16 +12,16 @@ import numpy as np
 from numba import prange
 
 from kvquant.alignment import NOTHING
-from kvquant.kernels.cpu.half_state import CLASSES
+from kvquant.half_planes import BLOCK
 from kvquant.kernels.cpu.numbers import address, as_bits, floats, jit, line
 from kvquant.kernels.cpu.passes import become_probabilities, settle, tail_output, tail_weights
 from kvquant.kernels.cpu.rows import AHEAD, HEADS
 from kvquant.kernels.cpu.scores import exponentials
 from kvquant.kernels.cpu.values import add_rows
 from kvquant.kernels.cpu.vectors import call_at, take_number
+from kvquant.kernels.reference_half import CLASSES
 
 SCORES, LIKELY, ROOM, VALUES, MERGE = range(5)
-BLOCK = 64
 
 
 @jit

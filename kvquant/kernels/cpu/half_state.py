@@ -10,11 +10,9 @@ import torch
 from kvquant.alignment import LEAST_HALF, exponent, wasted_in_scores, widths
 from kvquant.kernels.cpu.leaves import half_leaves
 from kvquant.kernels.cpu.state import WAVE_BYTES, contiguous, unit_of, visible_of
+from kvquant.kernels.reference_half import CLASSES
 from kvquant.modes import Exact, Paper
 from kvquant.store import Store
-
-# The output is estimated from the likeliest token of each of 32 residue classes, as the reference does.
-CLASSES = 32
 
 # Addresses of the planes' first rows; k_room: blocks, v_room: tokens that a KV head has room for; the leaves.
 Planes = namedtuple("Planes", "k_high k_middle k_low v_high v_middle v_low k_room v_room tokens dim scores add_8 add_12 add_16")

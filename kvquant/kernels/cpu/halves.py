@@ -10,11 +10,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kvquant.half_planes import BLOCK
 from kvquant.kernels.cpu.rows import HEADS, row_adder
 from kvquant.kernels.cpu.vectors import F32, I8, I16, I32, I64, LANES, index, load, multiply_add, splat, store, vector
 
-# Tokens of K in a block, see kvquant.half_planes.
-BLOCK = 64
 HALF = ir.HalfType()
 
 

@@ -14,7 +14,6 @@ from kvquant.kernels.cpu.rows import AHEAD
 from kvquant.kernels.cpu.vectors import call_at
 from kvquant.planes import BASE
 
-LOG2E = np.float32(1.4426950408889634)
 # A masked token's score. Its weight, at most 2**-126, is as good as zero, and it is finite.
 MASKED = np.float32(-1e30)
 LOW = np.float32(1.0 / BASE)
