@@ -141,8 +141,8 @@ def _speed(parts: dict) -> None:
     with gr.Row(equal_height=True):
         shapes = list(kv_speed.GEOMETRIES)
         parts["geometry"] = gr.Dropdown(shapes, value=shapes[0], label="Layer: query on KV heads", scale=3, min_width=220)
-        contexts = [(f"{context:,} tokens", context) for context in kv_speed.CONTEXTS]
-        parts["context"] = gr.Dropdown(contexts, value=4096, label="Context", elem_id="kv-context", scale=2, min_width=130)
+        contexts = [(f"{context:,}", context) for context in kv_speed.CONTEXTS]
+        parts["context"] = gr.Dropdown(contexts, value=4096, label="Context, tokens", elem_id="kv-context", scale=2, min_width=130)
         parts["spread"] = gr.Radio(list(kv_speed.QUERIES), value="to few tokens", label="Queries attend", scale=2, min_width=170)
         modes = [(kv_run.MODES[key], key) for key in ("paper", "certified")]
         parts["modes"] = gr.CheckboxGroup(modes, value=["paper", "certified"], label="Fewer bits by", scale=3, min_width=220)
