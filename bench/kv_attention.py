@@ -1,15 +1,15 @@
 """One decode step of attention, kernel by kernel: ``python -m bench.kv_attention [--geometry qwen2.5-vl-7b] [--context 16384]``.
 
-certified: TrimLens's progressive reading at ``--error`` (by default 0.2 of ||o|| is proven; what is measured is a few thousandths
-of that). control: the same kernels, every bit of the same planes. paper: AlignedKV's rule on half planes. sdpa_*: torch, as
-transformers calls it (``enable_gqa``) and folded, the query heads of a group as the query length, the fastest form of it on a CPU.
-ort_int8: onnxruntime's GroupQueryAttention, one scale per channel. Batch 1; each call is the whole door, without traces.
+certified: TrimLens's progressive reading at ``--error`` (by default 0.2 of ||o|| is proven; what is measured is a few hundredths
+of that at 1k tokens and a few thousandths from 16k on). control: the same kernels, every bit of the same planes. paper:
+AlignedKV's rule on half planes. sdpa_*: torch, as transformers calls it (``enable_gqa``) and folded, the query heads of a group
+as the query length, the fastest form of it on a CPU. ort_int8: onnxruntime's GroupQueryAttention, one scale per channel. Batch 1;
+each call is the whole door, without traces.
 
 Several layers' caches take turns, four at most, as they do in a model: from 8k tokens on they exceed most last-level caches
-together, below that they may not. Kernels take turns as
-well, warm-up dropped. error: the largest ||o' - o|| / ||o|| over the query heads and layers, o in float64 from the numbers that
-all caches were given. bytes: of keys, values and constants that one step touches. share: bytes over time, against the fastest
-reading of 256 MB by torch.sum on the same threads.
+together, below that they may not. Kernels take turns as well, warm-up dropped. error: the largest ||o' - o|| / ||o|| over the
+query heads and layers, o in float64 from the numbers that all caches were given. bytes: of keys, values and constants that one
+step touches. share: bytes over time, against the fastest reading of 256 MB by torch.sum on the same threads.
 
 The data are bench.kv_data's. Sizes that this machine has no memory for are left out, and said so. Ends with one JSON line,
 {geometry: {context: {kernel: {"ms": x, "error": x, "bytes": x}}}}.

@@ -4,10 +4,10 @@
 kernels run here, ``unserved`` why a request has to go to the reference.
 
 Where it pays is measured by bench.kv_attention. Two cores are bound by arithmetic, not by memory: where query heads share a KV
-head, reading every bit (Exact) can be nearly as fast as choosing half of them. 28/4 heads of 128, 16384 tokens, an error of 0.1:
-on two Zen 4 cores with AVX2 alone 1.0 ms for K's high plane, 0.3 for the spread of the probabilities, 1.7 for rows over the
-thresholds and the sums of the bound, where all bits in one pass take 4.2 ms; on two Emerald Rapids cores with AVX-512, before the
-changes that made it 1.6 times as fast with AVX2, 0.93, 0.27 and 1.57, where they took 2.5.
+head, reading every bit (Exact) can be nearly as fast as choosing half of them. 28/4 heads of 128, 16384 tokens, an error of 0.1
+(three quarters of it K's): on two Zen 4 cores with AVX2 alone 1.0 ms for K's high plane, 0.3 for the spread of the probabilities,
+1.7 for rows over the thresholds and the sums of the bound, where all bits in one pass take 4.2 ms; on two Emerald Rapids cores
+with AVX-512, before the changes that made it 1.6 times as fast with AVX2, 0.93, 0.27 and 1.57, where they took 2.5.
 A row of V is read when one of seven query heads wants it, 41 to 92% of them are, and is added up for all seven; for each head only
 the 16 to 33% that it wants itself took no less time (four runs in turn: control over certified 1.30 to 1.35 so, 1.17 to 1.34 head
 by head), as a row is then converted again and again, and lists are made. Threads meet several times per step: beside other
