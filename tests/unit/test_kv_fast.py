@@ -263,15 +263,16 @@ def test_a_gpu_is_served_by_triton_where_it_is_usable(monkeypatch):
     assert decode_attention(on_gpu, store, Exact()) == (on_gpu, store, Exact(), None, None)
 
 
-def test_a_launch_that_fails_is_the_last_one(monkeypatch):
-    _, k, v = problem(0, length=200, dim=64)
-    store, on_gpu = stored("fixed", k, v), SimpleNamespace(device=torch.device("cuda"), is_cuda=True)
+class LaunchError(Exception):
+    """Like triton's, no RuntimeError."""
 
-    class LaunchError(Exception):
-        """Like triton's, no RuntimeError."""
+
+def failing_on_a_gpu(monkeypatch, error: Exception):
+    """A query on a GPU and its store, whose launch raises ``error``."""
+    _, k, v = problem(0, length=200, dim=64)
 
     def fail(*request):
-        raise LaunchError("shared memory")
+        raise error
 
     monkeypatch.setattr(triton_decode, "_failures", [])
     monkeypatch.setattr(triton_decode, "_tried", lambda: (True, "Triton kernel."))
@@ -279,22 +280,18 @@ def test_a_launch_that_fails_is_the_last_one(monkeypatch):
     monkeypatch.setattr(triton_decode, "decode_attention", fail)
     monkeypatch.setattr(reference, "check", lambda *request: None)
     monkeypatch.setattr(reference, "decode_attention", lambda *request: "by the definition")
+    return SimpleNamespace(device=torch.device("cuda"), is_cuda=True), stored("fixed", k, v)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, LaunchError])
+def test_a_launch_that_fails_is_the_last_one(kind, monkeypatch):
+    on_gpu, store = failing_on_a_gpu(monkeypatch, kind("out of resource: shared memory"))
     assert decode_attention(on_gpu, store, Exact()) == "by the definition"
     assert "shared memory" in reason(on_gpu, store) and not triton_decode.available()[0]
 
 
 def test_a_request_without_memory_does_not_end_the_kernel(monkeypatch):
-    _, k, v = problem(0, length=200, dim=64)
-    store, on_gpu = stored("fixed", k, v), SimpleNamespace(device=torch.device("cuda"), is_cuda=True)
-
-    def fail(*request):
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(triton_decode, "_failures", [])
-    monkeypatch.setattr(triton_decode, "_tried", lambda: (True, "Triton kernel."))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(triton_decode, "decode_attention", fail)
-    monkeypatch.setattr(reference, "check", lambda *request: None)
+    on_gpu, store = failing_on_a_gpu(monkeypatch, torch.OutOfMemoryError())
     with pytest.raises(torch.OutOfMemoryError):
         decode_attention(on_gpu, store, Exact())
     assert triton_decode.available()[0]

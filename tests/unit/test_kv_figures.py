@@ -207,6 +207,8 @@ def test_no_bit_above_the_aligned_level_is_left_unread(head, sum_):
     base, height = parts["unread"]
     assert all((heights >= 0).all() for _, heights in parts.values())
     assert (base[height > 0] + height[height > 0] <= addends.level).all()
+    assert (sum(height for _, height in parts.values()) == kv_exponents.MANTISSA + 1).all()
+    assert (parts["spare"][0] + parts["spare"][1] <= np.maximum(addends.level, parts["spare"][0])).all()
     assert (np.diff(addends.top) <= 0).all() and set(addends.bits) <= {8, 12, 16}
 
 
