@@ -104,7 +104,7 @@ def regime_figure(found: list[Regime], where: str) -> go.Figure:
         type="category",
         showgrid=False,
         tickangle=0,
-        tickfont_size=11,
+        tickfont_size=10,
     )
     chart.update_yaxes(title_text="tokens of context", type="category", automargin=True, showgrid=False)
     return chart
